@@ -1,0 +1,1 @@
+"""Images: grids of vector-quantized codes."""

@@ -1,0 +1,1 @@
+"""Speech: frames of neural codec codes."""

@@ -1,0 +1,181 @@
+"""A smaller model drafts, one symbol after the other, in a cache of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multispec.errors import IncompatibleModelsError, UsageError
+from multispec.processing import Places
+from multispec.protocols import Context, DraftSession, Request, Target, TargetSession
+from multispec.sampling import Law, Purpose
+from multispec.stream import Draft, Observation
+from multispec.targets import target_for
+from multispec.targets.loading import load_model
+
+# Families pad one tokenizer's vocabulary to different multiples; more than that is another tokenizer.
+_PADDING = 512
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """Draft ``num_draft_tokens`` symbols with a smaller model (Leviathan et al. 2023; Chen et al. 2023).
+
+    ``model`` is a transformers model, a folder or a hub id. It is driven directly, symbol by symbol, with the
+    processors, settings and noise of the row it drafts for; it may sit on another device. Vocabularies that
+    differ by padding only are fine.
+
+    Raises:
+        UsageError: nothing to draft.
+        ModelLoadError: the model cannot be read.
+    """
+
+    name: ClassVar[str] = "draft_model"
+    paper: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192"
+    trained: ClassVar[bool] = True
+    model: Any
+    num_draft_tokens: int = 5
+    _target: Target = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.num_draft_tokens < 1:
+            raise UsageError(f"num_draft_tokens must be >= 1: got {self.num_draft_tokens}.")
+        owned = isinstance(self.model, (str, Path))
+        model = load_model(self.model) if owned else self.model
+        object.__setattr__(self, "_target", target_for(model, owned=owned))
+
+    def begin(self, context: Context) -> DraftSession:
+        """Run the prompts through the draft model.
+
+        Raises:
+            IncompatibleModelsError: the vocabularies do not match.
+        """
+        own, theirs = self._target.spec.vocab_size, context.vocab_size
+        if abs(own - theirs) > _PADDING:
+            raise IncompatibleModelsError(
+                f"Draft and target must share a vocabulary: the draft has {own} symbols, the target {theirs}. "
+                "Use a draft of the same family, or a drafter that needs no vocabulary (prompt_lookup)."
+            )
+        return DraftModelSession(self._target, context, self.num_draft_tokens)
+
+
+def fit(logits: Tensor, vocab_size: int) -> Tensor:
+    """Draft logits on the target's vocabulary: padding is cut, missing symbols get no mass."""
+    missing = vocab_size - logits.shape[-1]
+    return F.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocab_size]
+
+
+@dataclass
+class _Walk:
+    """One row while it is being drafted for."""
+
+    request: Request
+    logits: Tensor
+    tokens: list[int] = field(default_factory=list)
+    q: list[Tensor] = field(default_factory=list)
+    done: bool = False
+
+
+class DraftModelSession:
+    """The draft model over the rows of a batch."""
+
+    def __init__(self, target: Target, context: Context, nodes: int) -> None:
+        self._context = context
+        self._rows = {row: place for place, row in enumerate(context.prompts)}
+        # A draft may run past the row's capacity by what the target has not verified yet.
+        capacity = [context.capacity[row] + max(nodes, 32) for row in context.prompts]
+        self._chunk = max(nodes, 32)
+        prompts = list(context.prompts.values())
+        self._session: TargetSession = target.begin(prompts, capacity, self._chunk)
+        self._session.prefill()
+        self.calls = 1
+
+    def propose(self, requests: Sequence[Request]) -> list[Draft]:
+        """Catch up with what was committed, then draft all rows in lockstep."""
+        asked = [request for request in requests if request.budget.nodes > 0]
+        walks = {walk.request.row: walk for walk in self._catch_up(asked)}
+        self._draw(walks.values())
+        while live := [walk for walk in walks.values() if not walk.done]:
+            self._step(live)
+            self._draw(live)
+        empty = Draft.empty()
+        return [_draft(walks[r.row]) if r.row in walks else empty for r in requests]
+
+    def _catch_up(self, requests: Sequence[Request]) -> list[_Walk]:
+        logits: dict[int, Tensor] = {}
+        behind = {r.row: r.history.ids[self._session.length(self._rows[r.row]) :] for r in requests}
+        while behind:
+            rows = list(behind)
+            parts = [behind[row][: self._chunk] for row in rows]
+            logits |= self._run(rows, parts)
+            behind = {row: behind[row][self._chunk :] for row in rows if len(behind[row]) > self._chunk}
+        for request in requests:
+            self._session.checkpoint(self._rows[request.row])
+        return [_Walk(request, logits[request.row]) for request in requests]
+
+    def _run(self, rows: Sequence[int], parts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """Commit these symbols to the draft's cache; the logits after each row's last."""
+        places = [self._rows[row] for row in rows]
+        drafts = [Draft.chain(part[1:]) if len(part) > 1 else Draft.empty() for part in parts]
+        scores = self._session.score(places, [part[0] for part in parts], drafts)
+        self._session.commit(places, [tuple(range(len(draft))) for draft in drafts])
+        self.calls += 1
+        device, size = self._context.device, self._context.vocab_size
+        pairs = zip(rows, scores.logits, strict=True)
+        return {row: fit(logits[-1:].to(device), size) for row, logits in pairs}
+
+    def _step(self, walks: Sequence[_Walk]) -> None:
+        rows = [walk.request.row for walk in walks]
+        logits = self._run(rows, [walk.tokens[-1:] for walk in walks])
+        for walk in walks:
+            walk.logits = logits[walk.request.row]
+
+    def _draw(self, walks: Any) -> None:
+        for walk in walks:
+            request = walk.request
+            law = request.pipeline.law(walk.logits, Places(request.history, (tuple(walk.tokens),)))
+            walk.tokens.append(_draw(law, request, len(walk.tokens)))
+            if not request.coupled:
+                walk.q.append(law.probs)
+            # The unsure symbol is kept: dropping a drawn symbol would bias the output.
+            unsure = request.budget.confidence > 0 and float(law.probs.max()) < request.budget.confidence
+            walk.done = unsure or len(walk.tokens) >= request.budget.nodes
+
+    def observe(self, row: int, observation: Observation) -> None:
+        """Roll the draft's cache back to what was committed."""
+        drafted = observation.draft.tokens.tolist()[:-1]
+        wrong = sum(1 for _ in drafted) - _common(drafted, observation.emitted)
+        if wrong:
+            place = self._rows[row]
+            self._session.rewind(place, self._session.length(place) - wrong)
+
+    def end(self, rows: Sequence[int]) -> None:
+        """Free these rows."""
+        self._session.drop([self._rows[row] for row in rows])
+
+
+def _draw(law: Law, request: Request, depth: int) -> int:
+    position = request.round_start + depth
+    if request.coupled:
+        return int(request.noise.symbols(law, [position]))
+    return int(request.noise.choose(law.probs, [position], Purpose.DRAFT, request.round_start))
+
+
+def _draft(walk: _Walk) -> Draft:
+    return Draft.chain(walk.tokens, torch.cat(walk.q) if walk.q else None)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading symbols agree."""
+    count = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count

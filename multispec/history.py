@@ -1,0 +1,59 @@
+"""What has been committed in one row: the ids, and counts that penalties need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class History:
+    """The committed symbols of one row, prompt included; grows by what each round commits.
+
+    ``ids`` is one growing list; ``generated`` are the ids after the prompt. ``padding`` is shown to foreign
+    processors before them, and to nobody else.
+    """
+
+    def __init__(self, prompt: Sequence[int], padding: Sequence[int] = ()) -> None:
+        self.ids: list[int] = list(prompt)
+        self.padding = tuple(padding)
+        self.prompt_length = len(self.ids)
+        self._seen: Tensor | None = None
+        self._counts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def generated(self) -> list[int]:
+        """The ids after the prompt."""
+        return self.ids[self.prompt_length :]
+
+    @property
+    def position(self) -> int:
+        """The position of the next symbol, counted from the first generated one."""
+        return len(self.ids) - self.prompt_length
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Commit ``tokens``."""
+        self.ids.extend(tokens)
+        if self._seen is not None:
+            self._seen[list(tokens)] = True
+        if self._counts is not None:
+            new = torch.tensor(tokens, dtype=torch.long, device=self._counts.device)
+            self._counts.scatter_add_(0, new, torch.ones_like(new, dtype=self._counts.dtype))
+
+    def seen(self, vocab_size: int, device: torch.device) -> Tensor:
+        """Bool ``[V]``: which symbols occur in prompt or output. Kept up to date, not rebuilt."""
+        if self._seen is None:
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            self._seen[torch.tensor(self.ids, device=device)] = True
+        return self._seen
+
+    def counts(self, vocab_size: int, device: torch.device) -> Tensor:
+        """Float ``[V]``: how often each symbol occurs in the output."""
+        if self._counts is None:
+            generated = torch.tensor(self.generated, dtype=torch.long, device=device)
+            self._counts = torch.bincount(generated, minlength=vocab_size).to(torch.float32)
+        return self._counts

@@ -1,0 +1,241 @@
+"""One argument inside transformers: ``model.generate(**inputs, custom_generate=speculative(...))``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
+    MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
+)
+
+from multispec.catalog import find
+from multispec.errors import UnsupportedError
+from multispec.generator import Generator, check_words
+from multispec.loop import rounds
+from multispec.report import Clock, Report
+from multispec.row import Row, RowSettings
+from multispec.sampling import Sampling
+from multispec.settings import Criterion
+from multispec.stream import Generation, Prompt
+from multispec.targets import target_for
+
+
+class Speculative:
+    """What ``speculative`` returns: call it through ``custom_generate``; ``reports`` has the last run's."""
+
+    def __init__(self, drafter: Any, verifier: Any, policy: Any, seed: int | None, words: Any) -> None:
+        self._chosen = (drafter, verifier, policy)
+        self._words = words
+        self._seed = seed
+        self._generators: dict[int, Generator] = {}
+        self.reports: list[Report] = []
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """transformers' decoding-loop interface; input preparation has been done by ``generate``."""
+        _refuse(generation_config, synced_gpus)
+        generator = self._generator(model)
+        rows = self._rows(generator, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+        clock = Clock()
+        for steps in rounds(generator.target, rows, clock):
+            if streamer is not None:
+                _put(streamer, rows, [step.token for step in steps])
+        if streamer is not None:
+            streamer.end()
+        results = [row.result(clock, lambda _: None) for row in rows]
+        self.reports = [result.report for result in results]
+        return _output(model, input_ids, results, generation_config)
+
+    def _generator(self, model: Any) -> Generator:
+        if id(model) not in self._generators:
+            self._generators = {id(model): Generator(target_for(model))}
+        return self._generators[id(model)]
+
+    def _rows(
+        self, generator: Generator, input_ids: Tensor, processors: Any, criteria: Any, config: Any,
+        model_kwargs: dict[str, Any],
+    ) -> list[Row]:
+        drafter, verifier, policy = generator.parts(*self._chosen, self._words)
+        ends, stops, length = _split(criteria, generator.target.spec.end_ids)
+        seed = self._seed if self._seed is not None else int(torch.randint(2**62, ()))
+        copies = config.num_return_sequences or 1
+        prompts = _prompts(input_ids, model_kwargs, bool(generator.target.model.config.is_encoder_decoder))
+        rows = []
+        for number, (prompt, padding) in enumerate(prompts):
+            sampling = Sampling(
+                temperature=1.0 if config.do_sample else 0.0, seed=seed, sample=number % copies
+            )
+            settings = RowSettings(
+                prompt=prompt,
+                sampling=sampling,
+                verifier=verifier,
+                policy=policy,
+                drafter=drafter,
+                max_new_tokens=length - input_ids.shape[1],
+                end_ids=ends,
+                stops=tuple(Criterion(one, padding) for one in stops),
+                processors=tuple(_for_row(one, number) for one in processors or ()),
+                padding=padding,
+                keep_scores=bool(config.output_scores or config.output_logits),
+            )
+            rows.append(Row(number, settings, generator.target.spec))
+        return rows
+
+
+def speculative(
+    drafter: Any = "auto",
+    *,
+    verifier: Any = "coupled",
+    policy: Any = "auto",
+    seed: int | None = None,
+    **words: Any,
+) -> Speculative:
+    """A decoding loop for transformers' own ``generate``; batches, processors, criteria and streamers included.
+
+    ``seed=None`` takes one from torch's global generator, so ``torch.manual_seed`` decides as it does for
+    transformers. ``assistant_model``, ``num_assistant_tokens``, ``prompt_lookup_num_tokens`` and
+    ``max_matching_ngram_size`` are understood. After a call, ``.reports`` holds one report per row.
+
+    Raises:
+        UnknownNameError: no such method or option.
+
+    >>> model.generate(**inputs, custom_generate=speculative(drafter="prompt_lookup"))     # doctest: +SKIP
+    """
+    check_words(words)
+    for kind, name in (("drafter", drafter), ("verifier", verifier), ("policy", policy)):
+        if isinstance(name, str) and name not in ("auto", "none"):
+            find(kind, name, extra=("auto",))
+    return Speculative(drafter, verifier, policy, seed, words)
+
+
+def _refuse(config: Any, synced_gpus: bool) -> None:
+    reasons = {
+        "num_beams > 1": (config.num_beams or 1) > 1,
+        "synced_gpus": synced_gpus,
+        "output_attentions": bool(config.output_attentions),
+        "output_hidden_states": bool(config.output_hidden_states),
+        "use_cache=False": config.use_cache is False,
+    }
+    asked = [name for name, is_asked in reasons.items() if is_asked]
+    if asked:
+        raise UnsupportedError(
+            f"Speculative decoding here cannot do {', '.join(asked)}: drafted symbols that are rejected have no "
+            "place in them. Leave it out, or call generate without custom_generate."
+        )
+
+
+def _split(criteria: Any, default_ends: tuple[int, ...]) -> tuple[tuple[int, ...], list[Any], int]:
+    """End ids and length, which the loop handles itself, and the criteria that are asked per symbol."""
+    ends: tuple[int, ...] = ()
+    others, length = [], None
+    for one in criteria or ():
+        if type(one) is EosTokenCriteria:
+            ends += tuple(one.eos_token_id.tolist())
+        elif type(one) is MaxLengthCriteria:
+            length = one.max_length if length is None else min(length, one.max_length)
+        else:
+            others.append(one)
+    if length is None:
+        raise UnsupportedError("A bound is needed to allocate the cache once. Pass max_new_tokens or max_length.")
+    return ends or default_ends, others, length
+
+
+_OWN = frozenset(
+    "attention_mask position_ids past_key_values cache_params use_cache logits_to_keep cache_position "
+    "encoder_outputs decoder_attention_mask output_attentions output_hidden_states return_dict "
+    "mm_encoder_outputs".split()
+)
+
+
+def _prompts(
+    input_ids: Tensor, given: dict[str, Any], encoder_decoder: bool
+) -> list[tuple[Prompt, tuple[int, ...]]]:
+    """Each row without its left padding, which processors and criteria are still shown."""
+    if given.get("inputs_embeds") is not None:
+        raise UnsupportedError("inputs_embeds have no ids to draft from. Pass input_ids.")
+    mask = None if encoder_decoder else given.get("attention_mask")
+    found = []
+    for row, ids in enumerate(input_ids):
+        start = 0 if mask is None else int(mask[row].argmax())
+        conditioning = {
+            name: _of_row(name, value, row, len(input_ids))
+            for name, value in given.items()
+            if name not in _OWN and isinstance(value, Tensor)
+        }
+        if encoder_decoder:
+            conditioning |= _encoded(given, row)
+        prompt = Prompt(ids=ids[start:].cpu(), conditioning=conditioning)
+        found.append((prompt, tuple(ids[:start].tolist())))
+    return found
+
+
+def _of_row(name: str, value: Tensor, row: int, count: int) -> Tensor:
+    if count == 1:
+        return value
+    if value.ndim and len(value) == count:
+        return value[row : row + 1]
+    raise UnsupportedError(
+        f"{name} of shape {tuple(value.shape)} cannot be split over {count} rows. Generate them one by one."
+    )
+
+
+def _encoded(given: dict[str, Any], row: int) -> dict[str, Tensor]:
+    found = {"encoder_hidden_states": given["encoder_outputs"][0][row : row + 1]}
+    if isinstance(given.get("attention_mask"), Tensor):
+        found["attention_mask"] = given["attention_mask"][row : row + 1]
+    return found
+
+
+def _for_row(processor: Any, row: int) -> Any:
+    """The processor as row ``row`` of its batch would see it."""
+    if type(processor) is PrefixConstrainedLogitsProcessor:
+        allowed = processor._prefix_allowed_tokens_fn
+        return PrefixConstrainedLogitsProcessor(lambda _, ids: allowed(row, ids), 1)
+    return processor
+
+
+def _put(streamer: Any, rows: list[Row], tokens: list[int]) -> None:
+    if len(rows) > 1:
+        raise UnsupportedError(f"A streamer follows one prompt: got {len(rows)}. Generate them one by one.")
+    streamer.put(torch.tensor(tokens))
+
+
+def _output(model: Any, input_ids: Tensor, results: list[Generation], config: Any) -> Any:
+    pad = config._pad_token_tensor
+    fill = int(pad) if pad is not None else 0
+    length = max(len(result.tokens) for result in results)
+    new = torch.full((len(results), length), fill, dtype=torch.long)
+    for row, result in enumerate(results):
+        new[row, : len(result.tokens)] = result.tokens
+    sequences = torch.cat([input_ids, new.to(input_ids.device)], dim=-1)
+    if not config.return_dict_in_generate:
+        return sequences
+    scores = _per_step([r.scores for r in results], length, fill) if config.output_scores else None
+    logits = _per_step([r.logits for r in results], length, fill) if config.output_logits else None
+    kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+    return kind(sequences=sequences, scores=scores, logits=logits)
+
+
+def _per_step(rows: list[Tensor | None], length: int, pad: int) -> tuple[Tensor, ...]:
+    """``length`` tensors ``[B, V]``; a row that is done holds all its mass on the padding id."""
+    known = [row for row in rows if row is not None]
+    full = known[0].new_full((len(known), length, known[0].shape[-1]), -torch.inf)
+    full[:, :, pad] = 0
+    for number, row in enumerate(known):
+        full[number, : len(row)] = row
+    return tuple(full.unbind(1))

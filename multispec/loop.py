@@ -1,0 +1,236 @@
+"""THE loop: draft, verify, commit, roll back.
+
+A round is one transaction: verify; trim to length, stop and end; then cache, drafter, report and stream. The
+rows of a batch advance by different amounts and never look at each other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from multispec.errors import DrafterWarning, DraftError, MultispecError, OutOfMemoryError
+from multispec.protocols import Context, Drafter, DraftSession, Request, Target, TargetSession
+from multispec.report import Clock
+from multispec.row import Outcome, Row
+from multispec.stream import Draft, Step
+
+# Room in the cache for one round's draft, whatever a policy asks for.
+MAX_NODES = 256
+
+
+def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[Step]]:
+    """Generate: yields the symbols that each round commits. Rows end up in ``rows`` themselves."""
+    with clock.measure("total"):
+        session, scores, drafting = _open(target, rows, clock)
+    live, drafts = list(rows), {row.number: Draft.empty() for row in rows}
+    while True:
+        with clock.measure("total"):
+            outcomes = verify(live, drafts, scores)
+            commit(session, drafting, live, drafts, outcomes, scores)
+            steps = [step for row in live for step in row.steps(len(outcomes[row.number].emitted))]
+            live = retire(session, drafting, live, clock)
+        yield steps
+        if not live:
+            return
+        with clock.measure("total"):
+            with clock.measure("draft"):
+                drafts = drafting.propose(live)
+            with clock.measure("verify"):
+                scores = score(session, live, drafts)
+
+
+def score(session: TargetSession, live: Sequence[Row], drafts: Mapping[int, Draft]) -> dict[int, Tensor]:
+    """One pass of the target over every row's last symbol and its draft."""
+    numbers = [row.number for row in live]
+    roots = [row.history.ids[-1] for row in live]
+    with memory_for(f"a pass of the target over {sum(map(len, drafts.values())) + len(live)} symbols"):
+        found = session.score(numbers, roots, [drafts[number] for number in numbers])
+    for row in live:
+        row.report.target_calls += found.calls
+    return dict(zip(numbers, found.logits, strict=True))
+
+
+def verify(
+    live: Sequence[Row], drafts: Mapping[int, Draft], scores: Mapping[int, Tensor]
+) -> dict[int, Outcome]:
+    """Each row decides on its draft and trims what it emits."""
+    return {row.number: row.decide(drafts[row.number], scores[row.number]) for row in live}
+
+
+def commit(
+    session: TargetSession,
+    drafting: Drafting,
+    live: Sequence[Row],
+    drafts: Mapping[int, Draft],
+    outcomes: Mapping[int, Outcome],
+    scores: Mapping[int, Tensor],
+) -> None:
+    """Caches keep what was accepted and roll the rest back; drafters learn what became of their drafts."""
+    scored = [row for row in live if row.report.rounds > 1]
+    if scored:
+        session.commit([row.number for row in scored], [outcomes[row.number].path for row in scored])
+    drafting.observe(live, drafts, outcomes, scores)
+
+
+def retire(session: TargetSession, drafting: Drafting, live: Sequence[Row], clock: Clock) -> list[Row]:
+    """Rows that go on; the others leave the batch with their time on the clock."""
+    done = [row for row in live if row.finish_reason is not None]
+    if not done:
+        return list(live)
+    session.drop([row.number for row in done])
+    drafting.end(done)
+    for row in done:
+        row.report.clock = clock.snapshot()
+    return [row for row in live if row.finish_reason is None]
+
+
+def _open(
+    target: Target, rows: Sequence[Row], clock: Clock
+) -> tuple[TargetSession, dict[int, Tensor], Drafting]:
+    capacity = [len(row.history) + row.settings.max_new_tokens for row in rows]
+    with clock.measure("prefill"), memory_for(f"the prompts of {len(rows)} rows"):
+        session = target.begin([row.settings.prompt for row in rows], capacity, MAX_NODES)
+        logits = session.prefill().logits
+    with clock.measure("draft"):
+        drafting = Drafting(target, rows)
+    for row in rows:
+        row.report.target_calls += 1
+    return session, {row.number: logits[place] for place, row in enumerate(rows)}, drafting
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Name what was being computed when memory ran out.
+
+    Raises:
+        OutOfMemoryError: in place of torch's own error.
+    """
+    try:
+        yield
+    except MultispecError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not out_of_memory and "allocate memory" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"No memory left for {what}: {str(error).splitlines()[0] if str(error) else 'MemoryError'}. "
+            "Lower the batch, the prompt or max_new_tokens, or load the model in a smaller dtype."
+        ) from error
+
+
+class Drafting:
+    """The drafters of a batch: one session per drafter, over the rows that use it.
+
+    A drafter is advice. When it raises or breaks its contract, its rows go on plainly, one warning says so,
+    and the report counts it.
+    """
+
+    def __init__(self, target: Target, rows: Sequence[Row]) -> None:
+        self._target = target
+        self._sessions: list[tuple[DraftSession, set[int]]] = []
+        groups: dict[int, tuple[Drafter, list[Row]]] = {}
+        for row in rows:
+            drafter = row.settings.drafter
+            if drafter is not None:
+                groups.setdefault(id(drafter), (drafter, []))[1].append(row)
+        for drafter, members in groups.values():
+            self._begin(drafter, members)
+
+    def _begin(self, drafter: Drafter, members: Sequence[Row]) -> None:
+        context = Context(
+            prompts={row.number: row.settings.prompt for row in members},
+            capacity={row.number: len(row.history) + row.settings.max_new_tokens for row in members},
+            vocab_size=self._target.spec.vocab_size,
+            device=self._target.device,
+        )
+        try:
+            session = drafter.begin(context)
+        except MultispecError:
+            raise  # a pair that cannot work is the user's to know at once
+        except Exception as error:
+            self._set_aside(members, error)
+            return
+        self._sessions.append((session, {row.number for row in members}))
+        for row in members:
+            row.report.draft_calls += session.calls
+
+    def propose(self, live: Sequence[Row]) -> dict[int, Draft]:
+        """A checked draft for every row; empty where there is nothing to draft."""
+        drafts = {row.number: Draft.empty() for row in live}
+        asked = {row.number: request for row in live if (request := row.request()) is not None}
+        by_number = {row.number: row for row in live}
+        for session, members in self._sessions:
+            requests = [request for number, request in asked.items() if number in members]
+            if requests:
+                drafts |= self._ask(session, requests, by_number)
+        return drafts
+
+    def _ask(
+        self, session: DraftSession, requests: Sequence[Request], rows: Mapping[int, Row]
+    ) -> dict[int, Draft]:
+        before = session.calls
+        try:
+            found = session.propose(requests)
+        except Exception as error:
+            self._set_aside([rows[request.row] for request in requests], error)
+            return {}
+        for request in requests:
+            rows[request.row].report.draft_calls += session.calls - before
+        return {
+            request.row: self._checked(draft, request, rows[request.row])
+            for request, draft in zip(requests, found, strict=True)
+        }
+
+    def _checked(self, draft: Draft, request: Request, row: Row) -> Draft:
+        can = self._target.capabilities
+        try:
+            if len(draft) > request.budget.nodes:
+                raise DraftError(f"A draft of {len(draft)} nodes exceeds the budget of {request.budget.nodes}.")
+            if not can.supports_tree and not draft.is_chain:
+                raise DraftError(f"This model scores chains only ({can.why}): got a tree.")
+            return draft.check(self._target.spec.vocab_size)
+        except DraftError as error:
+            self._set_aside([row], error)
+            return Draft.empty()
+
+    def _set_aside(self, rows: Sequence[Row], error: Exception) -> None:
+        why = f"{type(error).__name__}: {error}"
+        for row in rows:
+            row.give_up_drafting(why)
+        numbers = {row.number for row in rows}
+        for _, members in self._sessions:
+            members -= numbers
+        message = f"The drafter failed and was set aside; the output is not affected. {why}"
+        warnings.warn(message, DrafterWarning, stacklevel=2)
+
+    def observe(
+        self,
+        live: Sequence[Row],
+        drafts: Mapping[int, Draft],
+        outcomes: Mapping[int, Outcome],
+        scores: Mapping[int, Tensor],
+    ) -> None:
+        """Tell each row's drafter what became of its draft."""
+        for session, members in self._sessions:
+            for row in live:
+                if row.number in members:
+                    n = row.number
+                    seen = row.observation(drafts[n], outcomes[n], scores[n])
+                    try:
+                        session.observe(n, seen)
+                    except Exception as error:
+                        self._set_aside([row], error)
+
+    def end(self, rows: Sequence[Row]) -> None:
+        """Free rows that are done."""
+        for session, members in self._sessions:
+            gone = members & {row.number for row in rows}
+            members -= gone
+            if gone:
+                session.end(sorted(gone))

@@ -1,0 +1,227 @@
+"""What a part must offer to take part in the loop: Target, Drafter, Verifier, Policy, Codec.
+
+Parts satisfy these structurally; nothing inherits from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from multispec.history import History
+from multispec.processing import Pipeline
+from multispec.sampling import Law, Noise
+from multispec.stream import Draft, Observation, Prompt, StreamSpec, Verdict
+
+Exactness = Literal["seed", "law", "group", "bounded", "heuristic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a target can do; ``why`` names the reason for each thing it cannot."""
+
+    supports_tree: bool = True
+    supports_rewind: bool = True
+    exposes_hidden_states: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Raw logits ``[D + 1, V]`` of each row: after the last committed symbol, then after each node."""
+
+    logits: Sequence[Tensor]
+    hidden: Sequence[Tensor] | None = None
+    calls: int = 1
+
+
+class TargetSession(Protocol):
+    """A batch of rows inside a model; owns every cache. Rows are named by their number in ``prefill``."""
+
+    def prefill(self) -> Scores:
+        """Run the prompts: one row of logits each."""
+        ...
+
+    def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
+        """Run, for each row, its last committed symbol (not run yet) and its draft, in one pass."""
+        ...
+
+    def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
+        """Keep the last committed symbol and the nodes on each path; roll the rest back."""
+        ...
+
+    def checkpoint(self, row: int) -> None:
+        """Remember where a row stands, for states that cannot be cropped."""
+        ...
+
+    def rewind(self, row: int, length: int) -> int:
+        """Go back to the first ``length`` symbols of a row, or to the checkpoint before; returns where."""
+        ...
+
+    def length(self, row: int) -> int:
+        """Symbols of a row that are in the cache."""
+        ...
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Free rows that are done."""
+        ...
+
+
+class Target(Protocol):
+    """A model behind the core: begins sessions, says what it can do."""
+
+    @property
+    def spec(self) -> StreamSpec:
+        """What its stream holds."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """The most positions it can hold, or None."""
+        ...
+
+    def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
+        """Open a session; row b may grow to ``capacity[b]`` symbols, drafts to ``nodes`` nodes."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much to draft this round: at most ``nodes``, stopping after a symbol whose law is unsure.
+
+    ``confidence`` is compared with max q, a property of the law and not of the symbol drawn from it.
+    """
+
+    nodes: int
+    confidence: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a drafter is asked for one row in one round.
+
+    ``coupled`` says how to draw: with the shared noise of the target (``seed``), or with noise of the
+    drafter's own, giving back the exact q (``law``). ``round_start`` is the position of the first symbol.
+    """
+
+    row: int
+    history: History
+    budget: Budget
+    noise: Noise
+    pipeline: Pipeline
+    coupled: bool
+
+    @property
+    def round_start(self) -> int:
+        """The position of the first symbol to be drafted."""
+        return self.history.position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a drafter is told at the start: the prompts of its rows, the vocabulary, the room."""
+
+    prompts: dict[int, Prompt]
+    capacity: dict[int, int]
+    vocab_size: int
+    device: torch.device
+
+
+class DraftSession(Protocol):
+    """A drafter at work on some rows of a batch."""
+
+    def propose(self, requests: Sequence[Request]) -> Sequence[Draft]:
+        """One draft per request, at most ``budget.nodes`` nodes each; empty is always allowed."""
+        ...
+
+    def observe(self, row: int, observation: Observation) -> None:
+        """Learn what became of a row's draft. Called once per row and round, also without a draft."""
+        ...
+
+    def end(self, rows: Sequence[int]) -> None:
+        """Forget rows that are done."""
+        ...
+
+    @property
+    def calls(self) -> int:
+        """Forward passes made so far."""
+        ...
+
+
+class Drafter(Protocol):
+    """A way of drafting: a frozen dataclass that opens sessions."""
+
+    name: ClassVar[str]
+    num_draft_tokens: int
+
+    def begin(self, context: Context) -> DraftSession:
+        """Open a session for the rows of ``context``."""
+        ...
+
+
+class Verifier(Protocol):
+    """A rule of acceptance: a frozen dataclass with one method, and the promise it keeps."""
+
+    name: ClassVar[str]
+    exactness: ClassVar[Exactness]
+    coupled: ClassVar[bool]
+
+    def verify(self, draft: Draft, p: Law, noise: Noise, start: int) -> Verdict:
+        """Decide on a draft; ``p`` has D + 1 rows, ``start`` is the position of the first symbol."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a policy may look at: outcomes of earlier rounds, never the symbols of the coming one."""
+
+    rounds: int = 0
+    last_nodes: int = 0
+    last_drafted: int = 0
+    last_accepted: int = 0
+
+
+class Policy(Protocol):
+    """How much to draft next: a frozen dataclass with one pure method."""
+
+    name: ClassVar[str]
+
+    def budget(self, past: Past, default_nodes: int) -> Budget:
+        """The next round's budget; 0 nodes is a plain step."""
+        ...
+
+
+class Codec(Protocol):
+    """Turns symbols into media and back; used by the modalities, never by the core."""
+
+    @property
+    def cardinality(self) -> int:
+        """Symbols per codebook."""
+        ...
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebooks per frame."""
+        ...
+
+    def encode(self, media: Any, /) -> Tensor:
+        """Media to codes."""
+        ...
+
+    def decode(self, codes: Tensor, /) -> Any:
+        """Codes to media."""
+        ...

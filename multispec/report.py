@@ -1,0 +1,155 @@
+"""Counters and timings of a generation, by the definitions the field agrees on.
+
+* acceptance rate = accepted / drafted (the bonus symbol counts in neither);
+* mean acceptance length = symbols emitted per verification, the bonus included;
+* the rate at position i is *unconditional*: of the drafts that reached position i, the share whose
+  symbol i was accepted. Positions that were never drafted are not rejections.
+
+Symbols past a stop are trimmed before anything is counted. Forced symbols (the grammar left no choice)
+count as emitted and as forced, never as drafted or accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Phase = Literal["prefill", "draft", "verify", "overhead"]
+
+
+@dataclass
+class Clock:
+    """Seconds per phase; what no phase claims is overhead."""
+
+    prefill: float = 0.0
+    draft: float = 0.0
+    verify: float = 0.0
+    total: float = 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Own time: everything outside the models' forward passes and the drafting."""
+        return max(self.total - self.prefill - self.draft - self.verify, 0.0)
+
+    @contextmanager
+    def measure(self, phase: Literal["prefill", "draft", "verify", "total"]) -> Iterator[None]:
+        """Add the time the block takes to ``phase``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, phase, getattr(self, phase) + time.perf_counter() - start)
+
+    def snapshot(self) -> Clock:
+        """A copy that no longer runs."""
+        return Clock(self.prefill, self.draft, self.verify, self.total)
+
+    def to_dict(self) -> dict[str, float]:
+        """Seconds by phase: prefill, draft, verify, overhead, total."""
+        names = ("prefill", "draft", "verify", "overhead", "total")
+        return {name: float(getattr(self, name)) for name in names}
+
+
+@dataclass
+class Report:
+    """What one row cost and gained; prints as a table.
+
+    ``seconds`` of a row in a batch are those of the whole batch while the row was in it.
+    """
+
+    new_tokens: int = 0
+    target_calls: int = 0
+    draft_calls: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    forced: int = 0
+    drafter_failures: int = 0
+    variation_spent: float = 0.0
+    drafted_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    histogram: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted draft symbols per drafted symbol; 0 when nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Symbols emitted per verification, the bonus included; 0 before the first."""
+        return self.new_tokens / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance_by_position(self) -> list[float]:
+        """Unconditional acceptance rate of draft position 1, 2, ... among drafts that reached it."""
+        pairs = zip(self.accepted_at, self.drafted_at, strict=True)
+        return [accepted / drafted if drafted else 0.0 for accepted, drafted in pairs]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted symbols per second of wall time."""
+        return self.new_tokens / self.clock.total if self.clock.total > 0 else 0.0
+
+    def count_round(
+        self, drafted_depths: tuple[int, ...], accepted: int, emitted: int, spent: float
+    ) -> None:
+        """Add one verification: depths of the drafted nodes, nodes accepted, symbols emitted."""
+        self.rounds += 1
+        self.new_tokens += emitted
+        self.drafted += len(drafted_depths)
+        self.accepted += accepted
+        self.variation_spent += spent
+        self.histogram[accepted] = self.histogram.get(accepted, 0) + 1
+        for depth in range(1, max(drafted_depths, default=0) + 1):
+            self._count_position(depth, accepted >= depth)
+
+    def _count_position(self, depth: int, accepted: bool) -> None:
+        if len(self.drafted_at) < depth:
+            self.drafted_at.append(0)
+            self.accepted_at.append(0)
+        self.drafted_at[depth - 1] += 1
+        self.accepted_at[depth - 1] += accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, lists and dicts, ready for JSON."""
+        return {
+            "new_tokens": self.new_tokens,
+            "target_calls": self.target_calls,
+            "draft_calls": self.draft_calls,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "forced": self.forced,
+            "drafter_failures": self.drafter_failures,
+            "mean_acceptance_length": self.mean_acceptance_length,
+            "acceptance_rate": self.acceptance_rate,
+            "acceptance_by_position": self.acceptance_by_position,
+            "histogram": {str(k): v for k, v in sorted(self.histogram.items())},
+            "variation_spent": self.variation_spent,
+            "tokens_per_second": self.tokens_per_second,
+            "seconds": self.clock.to_dict(),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        seconds = self.clock.to_dict()
+        rows = [
+            ("new tokens", f"{self.new_tokens}"),
+            ("target calls", f"{self.target_calls}"),
+            ("draft calls", f"{self.draft_calls}"),
+            ("drafted / accepted", f"{self.drafted} / {self.accepted}"),
+            ("acceptance rate", f"{self.acceptance_rate:.3f}"),
+            ("mean acceptance length", f"{self.mean_acceptance_length:.2f}"),
+            ("total variation spent", f"{self.variation_spent:.4g}"),
+            ("tokens per second", f"{self.tokens_per_second:.1f}"),
+            *((f"seconds, {name}", f"{value:.3f}") for name, value in seconds.items()),
+            *(("note", note) for note in self.notes),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,245 @@
+"""One row of a batch: what was asked, what has been committed, and what a round does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from multispec.errors import InvalidLogitsError
+from multispec.history import History
+from multispec.processing import LogitsProcessor, Pipeline, Places
+from multispec.protocols import Budget, Drafter, Past, Policy, Request, Verifier
+from multispec.report import Clock, Report
+from multispec.sampling import CounterNoise, Law, Noise, Sampling
+from multispec.stream import Draft, Forced, Generation, Observation, Prompt, Step, StreamSpec, Verdict
+from multispec.tree import depths, path_to
+
+
+class Stop(Protocol):
+    """Called after each emitted symbol with all ids so far and its scores; True ends the row there."""
+
+    def __call__(self, ids: Sequence[int], scores: Tensor, /) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSettings:
+    """What is asked of one row."""
+
+    prompt: Prompt
+    sampling: Sampling
+    verifier: Verifier
+    policy: Policy
+    max_new_tokens: int
+    drafter: Drafter | None = None
+    end_ids: tuple[int, ...] = ()
+    stops: tuple[Stop, ...] = ()
+    processors: tuple[LogitsProcessor, ...] = ()
+    # Ids that foreign processors and criteria are shown before the prompt (a batch's left padding).
+    padding: tuple[int, ...] = ()
+    keep_scores: bool = False
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round committed in a row: symbols, the nodes to keep in the cache, whether it is done."""
+
+    emitted: tuple[int, ...]
+    path: tuple[int, ...]
+    accepted: int
+    finish_reason: str | None
+
+
+@dataclass
+class Row:
+    """The running state of one row."""
+
+    number: int
+    settings: RowSettings
+    spec: StreamSpec
+    report: Report = field(default_factory=Report)
+    finish_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        asked = self.settings
+        self.history = History(asked.prompt.ids.tolist(), asked.padding)
+        self.pipeline = Pipeline(
+            asked.sampling,
+            self.spec.vocab_size,
+            end_ids=asked.end_ids,
+            grammar=self.spec.grammar,
+            processors=asked.processors,
+        )
+        slots = len(self.spec.slots)
+        own = CounterNoise(asked.sampling.seed, asked.sampling.sample, slots)
+        self.noise: Noise = own if asked.noise is None else asked.noise
+        self.past = Past()
+        self.budget = Budget(nodes=0)
+        self.from_draft: list[bool] = []
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._drafting = asked.drafter is not None
+
+    @property
+    def remaining(self) -> int:
+        """Symbols that may still be emitted."""
+        return self.settings.max_new_tokens - self.history.position
+
+    def request(self) -> Request | None:
+        """What to ask of the drafter this round; None for a plain step."""
+        drafter = self.settings.drafter
+        if drafter is None or not self._drafting:
+            self.budget = Budget(nodes=0)
+            return None
+        wanted = self.settings.policy.budget(self.past, drafter.num_draft_tokens)
+        # One symbol always comes from the target, so a draft may fill all but one of what remains.
+        nodes = max(min(wanted.nodes, self.remaining - 1), 0)
+        self.budget = Budget(nodes=nodes, confidence=wanted.confidence)
+        if nodes == 0:
+            return None
+        return Request(
+            row=self.number,
+            history=self.history,
+            budget=self.budget,
+            noise=self.noise,
+            pipeline=self.pipeline.fork(),
+            coupled=self.settings.verifier.coupled,
+        )
+
+    def give_up_drafting(self, why: str) -> None:
+        """Go on plainly, and say so in the report."""
+        self._drafting = False
+        self.report.drafter_failures += 1
+        self.report.notes.append(f"drafter set aside: {why}")
+
+    def decide(self, draft: Draft, logits: Tensor) -> Outcome:
+        """Verify a draft on ``logits [D + 1, V]``, trim, and commit the symbols to the row.
+
+        Raises:
+            InvalidLogitsError: no symbol can be drawn at a place that is to be emitted.
+        """
+        places = Places(self.history, self._prefixes(draft))
+        law = self.pipeline.law(logits, places)
+        verdict = self.settings.verifier.verify(draft, law, self.noise, self.history.position)
+        self._refuse_invalid(law, verdict, logits, places)
+        outcome = self._trim(verdict, law)
+        self._count(draft, verdict, outcome)
+        if self.settings.keep_scores:
+            nodes = (0, *(node + 1 for node in verdict.path))[: len(outcome.emitted)]
+            self._kept += [(logits[n].clone(), law.scores[n].clone()) for n in nodes]
+        self.from_draft += [i < outcome.accepted for i in range(len(outcome.emitted))]
+        self.pipeline.commit(outcome.emitted)
+        self.finish_reason = outcome.finish_reason
+        return outcome
+
+    def _prefixes(self, draft: Draft) -> tuple[tuple[int, ...], ...]:
+        if not self.pipeline.needs_prefix:
+            return ((),) * (len(draft) + 1)
+        tokens = draft.tokens.tolist()
+        paths = (path_to(draft.parents, node) for node in range(-1, len(draft)))
+        return tuple(tuple(tokens[node] for node in path) for path in paths)
+
+    def _refuse_invalid(self, law: Law, verdict: Verdict, logits: Tensor, places: Places) -> None:
+        invalid = law.invalid_places()
+        if not invalid:
+            return
+        for depth, node in enumerate((-1, *verdict.path)):
+            if node + 1 in invalid:
+                rule = self.pipeline.culprit(logits, places, node + 1)
+                raise InvalidLogitsError(
+                    f"No symbol can be drawn at position {self.history.position + depth} of row {self.number}: "
+                    f"after {rule} the scores are NaN, +inf or -inf everywhere. Check that rule, or the model's "
+                    "weights and dtype."
+                )
+
+    def _trim(self, verdict: Verdict, law: Law) -> Outcome:
+        """Emit symbol by symbol up to the first stop; nothing behind it is committed anywhere."""
+        emitted: list[int] = []
+        reason: str | None = None
+        places = (0, *(node + 1 for node in verdict.path))
+        for token, place in zip(verdict.tokens, places, strict=True):
+            self.history.extend((token,))
+            emitted.append(token)
+            reason = self._stopped(token, law.scores[place])
+            if reason is not None:
+                break
+        accepted = min(len(verdict.path), len(emitted))
+        path = verdict.path[: len(emitted) - 1]
+        return Outcome(tuple(emitted), path, accepted, reason)
+
+    def _stopped(self, token: int, scores: Tensor) -> str | None:
+        asked = self.settings
+        if token in asked.end_ids:
+            return "stop"
+        # Stops before the length: a text that ends exactly at the cap did stop. Every rule sees every symbol.
+        if asked.stops and any([stop(self.history.ids, scores) for stop in asked.stops]):
+            return "stop"
+        if self.spec.fixed_length is not None and self.history.position >= self.spec.fixed_length:
+            return "stop"
+        return "length" if self.remaining <= 0 else None
+
+    def _count(self, draft: Draft, verdict: Verdict, outcome: Outcome) -> None:
+        reached = len(outcome.emitted) if outcome.finish_reason else len(draft)
+        tried = [(d, i) for i, d in enumerate(depths(draft.parents)) if d <= reached]
+        forced = self._forced(outcome.emitted)
+        self.report.forced += len(forced)
+        known = {n for d, n in enumerate(verdict.path[: outcome.accepted]) if d in forced}
+        counted = tuple(d for d, node in tried if node not in known)
+        emitted = len(outcome.emitted)
+        self.report.count_round(counted, outcome.accepted - len(known), emitted, verdict.spent)
+        self.past = Past(
+            rounds=self.past.rounds + 1,
+            last_nodes=self.budget.nodes,
+            last_drafted=len(counted),
+            last_accepted=outcome.accepted - len(known),
+        )
+
+    def _forced(self, emitted: Sequence[int]) -> set[int]:
+        if self.spec.grammar is None:
+            return set()
+        before = self.history.generated[: self.history.position - len(emitted)]
+        after = [[*before, *emitted[:i]] for i in range(len(emitted))]
+        return {i for i, prefix in enumerate(after) if isinstance(self.spec.grammar(prefix), Forced)}
+
+    def observation(self, draft: Draft, outcome: Outcome, logits: Tensor) -> Observation:
+        """What the drafter is told about this round."""
+        return Observation(draft=draft, path=outcome.path, emitted=outcome.emitted, logits=logits)
+
+    def steps(self, count: int) -> list[Step]:
+        """The last ``count`` symbols as steps of a stream."""
+        start = self.history.position - count
+        tokens = self.history.ids[len(self.history.ids) - count :]
+        flags = self.from_draft[len(self.from_draft) - count :]
+        pairs = enumerate(zip(tokens, flags, strict=True), start)
+        return [
+            Step(token=token, from_draft=flag, row=self.number, position=position)
+            for position, (token, flag) in pairs
+        ]
+
+    def result(self, clock: Clock, decode: Callable[[Row], Any]) -> Generation:
+        """Everything this row has produced so far."""
+        if self.report.clock.total == 0:
+            self.report.clock = clock.snapshot()
+        tokens = torch.tensor(self.history.generated, dtype=torch.long)
+        slots = len(self.spec.slots)
+        kept = self._kept
+        scores = torch.stack([s for _, s in kept]) if kept else None
+        return Generation(
+            tokens=tokens if slots == 1 else tokens[: len(tokens) // slots * slots].view(-1, slots),
+            output=decode(self),
+            report=self.report,
+            from_draft=tuple(self.from_draft),
+            logits=torch.stack([raw for raw, _ in kept]) if kept else None,
+            scores=scores,
+            log_probs=self._log_probs(scores, tokens),
+            finish_reason=self.finish_reason or "interrupted",
+        )
+
+    def _log_probs(self, scores: Tensor | None, tokens: Tensor) -> Tensor | None:
+        if scores is None:
+            return None
+        law = Law(scores, greedy=self.settings.sampling.greedy)
+        return law.log_probs.gather(-1, tokens[:, None].to(scores.device))[:, 0]

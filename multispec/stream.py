@@ -1,0 +1,255 @@
+"""What flows through the core: streams of symbols, drafts, verdicts, steps, results.
+
+The shape alphabet, used in every module: ``B`` rows (requests), ``S`` stream positions, ``D`` draft
+nodes, ``V`` symbols, ``K`` codebooks (slots per frame), ``T`` frames, ``H W`` grid, ``C`` channels,
+``N`` samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from multispec.errors import DraftError, UnsupportedError
+from multispec.report import Report
+
+DraftKind = Literal["point", "sampled", "without_replacement"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One codebook of a frame: ``size`` symbols whose model ids start at ``offset``."""
+
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Forced:
+    """The grammar leaves one symbol: it costs no randomness and counts as no acceptance."""
+
+    symbol: int
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The grammar leaves these symbols."""
+
+    symbols: tuple[int, ...]
+
+
+class Grammar(Protocol):
+    """A pure function of the symbols generated so far; None leaves every symbol."""
+
+    def __call__(self, generated: Sequence[int], /) -> Forced | Allowed | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSpec:
+    """What each stream position may hold, and how the stream ends.
+
+    Positions are flat: with ``K`` slots, position ``s`` is slot ``s % K`` of frame ``s // K``.
+    ``parallel`` slots do not see each other within a frame (delay patterns); sequential ones do
+    (depth transformers, flattened codes). A text stream has one slot.
+
+    >>> StreamSpec(slots=(Slot(size=8),) * 4).coordinates(6)
+    (1, 2)
+    """
+
+    slots: tuple[Slot, ...]
+    parallel: bool = False
+    delays: tuple[int, ...] = ()
+    order: Literal["raster", "flattened", "delayed"] = "flattened"
+    end_ids: tuple[int, ...] = ()
+    fixed_length: int | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of symbols of the widest slot, ids of earlier segments included."""
+        return max(slot.offset + slot.size for slot in self.slots)
+
+    def coordinates(self, position: int) -> tuple[int, int]:
+        """(frame, slot) of a flat position."""
+        return divmod(position, len(self.slots))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What one row starts from: ids ``[S]``, and what else conditions the model (encoder inputs)."""
+
+    ids: Int[Tensor, " S"]
+    conditioning: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A tree of drafted symbols.
+
+    ``tokens [D]``; ``parents[i]`` is the node before node ``i``, -1 for the last committed symbol,
+    always less than ``i``. ``kind`` says how the symbols came about: ``point`` (deterministic, q is 1),
+    ``sampled`` (independently from the rows of ``q [D, V]``), ``without_replacement`` (siblings drawn
+    one after the other from ``q``, which all hold the law of the first).
+
+    >>> Draft.chain([5, 7, 9]).parents
+    (-1, 0, 1)
+    """
+
+    tokens: Int[Tensor, " D"]
+    parents: tuple[int, ...]
+    q: Float[Tensor, "D V"] | None = None
+    kind: DraftKind = "point"
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    @property
+    def is_chain(self) -> bool:
+        """True when no node branches."""
+        return self.parents == tuple(range(-1, len(self.parents) - 1))
+
+    @staticmethod
+    def chain(tokens: Sequence[int] | Tensor, q: Tensor | None = None) -> Draft:
+        """A draft that does not branch; a point mass unless ``q [D, V]`` is given."""
+        ids = torch.as_tensor(tokens, dtype=torch.long)
+        kind: DraftKind = "point" if q is None else "sampled"
+        return Draft(tokens=ids, parents=tuple(range(-1, len(ids) - 1)), q=q, kind=kind)
+
+    @staticmethod
+    def empty() -> Draft:
+        """No symbols: the next round is a plain step."""
+        return _EMPTY
+
+    def check(self, vocab_size: int) -> Draft:
+        """The draft itself, if it keeps its contract.
+
+        Raises:
+            DraftError: parents that are no tree, ids out of range, a q that is missing or no law.
+        """
+        if self.tokens.ndim != 1 or len(self.tokens) != len(self.parents):
+            got = f"{tuple(self.tokens.shape)} tokens for {len(self.parents)} parents"
+            raise DraftError(f"A draft needs one parent per token: got {got}. Return tokens [D].")
+        if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
+            raise DraftError(
+                f"A draft is a tree whose parents come before their children (-1 is the root): "
+                f"got parents {self.parents}. Number the nodes from the root outwards."
+            )
+        if len(self) and not 0 <= int(self.tokens.min()) <= int(self.tokens.max()) < vocab_size:
+            got = sorted(set(self.tokens.tolist()))
+            raise DraftError(f"Draft ids must lie in [0, {vocab_size}): got {got}. Map them first.")
+        self._check_q()
+        return self
+
+    def _check_q(self) -> None:
+        if self.kind == "point" or not len(self):
+            return
+        if self.q is None or len(self.q) != len(self):
+            raise DraftError(
+                f"A draft of kind {self.kind!r} needs q [D, V], the law each node was drawn from: "
+                f"got {None if self.q is None else tuple(self.q.shape)} for {len(self)} nodes."
+            )
+        total = self.q.sum(-1)
+        if not bool(torch.isclose(total, torch.ones_like(total), atol=1e-4).all()):
+            raise DraftError(
+                f"Each row of q must sum to 1: got sums {total.tolist()}. Apply softmax to the "
+                "processed scores, and give the very law the token was drawn from."
+            )
+
+
+_EMPTY = Draft(tokens=torch.empty(0, dtype=torch.long), parents=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a verifier decided: ``path`` of accepted nodes, and the symbols to emit.
+
+    ``tokens`` are the accepted symbols and then one more, the correction or the bonus. ``spent`` is the
+    total variation that a lossy rule spent in this round, 0 for exact ones.
+    """
+
+    path: tuple[int, ...]
+    tokens: tuple[int, ...]
+    spent: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a drafter may learn from a round: the target's view of every scored node.
+
+    ``emitted`` are the symbols committed (after trimming), ``path`` the accepted nodes among them;
+    ``logits [D + 1, V]`` are the raw logits after the last committed symbol and after every node;
+    ``hidden [D + 1, C]`` the last hidden states where the target exposes them.
+    """
+
+    draft: Draft
+    path: tuple[int, ...]
+    emitted: tuple[int, ...]
+    logits: Float[Tensor, "D1 V"]
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One symbol of a stream: its id, whether it was drafted, what it adds to the output, its row."""
+
+    token: int
+    from_draft: bool
+    delta: Any = None
+    row: int = 0
+    position: int = 0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The symbols of this step."""
+        return (self.token,)
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """An output that knows how to write itself: a PIL image, an Audio."""
+
+    def save(self, path: Path, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What one row produced: ``tokens [S]`` without the prompt, the output, the report.
+
+    ``from_draft [S]`` says which symbols were drafted. ``logits [S, V]`` (raw) and ``log_probs [S]`` (of
+    the emitted symbols under p, the law after all processing) are there when they were asked for;
+    ``scores [S, V]`` are the processed scores, as transformers names them. ``finish_reason`` is one of
+    ``stop``, ``length`` or ``interrupted``.
+    """
+
+    tokens: Int[Tensor, " S"]
+    output: Any
+    report: Report
+    from_draft: tuple[bool, ...] = ()
+    logits: Tensor | None = None
+    scores: Tensor | None = None
+    log_probs: Tensor | None = None
+    finish_reason: str = "length"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the output to ``path``: text as UTF-8, media by their own ``save``.
+
+        Raises:
+            UnsupportedError: the output is of a kind that has no file form.
+        """
+        target = Path(path)
+        if isinstance(self.output, str):
+            target.write_text(self.output, encoding="utf-8")
+        elif isinstance(self.output, Savable):
+            self.output.save(target)
+        else:
+            raise UnsupportedError(
+                f"Only text and media can be saved: got {type(self.output).__name__}. "
+                "Load the generator with a tokenizer or a codec, or store result.tokens yourself."
+            )
+        return target

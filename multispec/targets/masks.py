@@ -1,0 +1,107 @@
+"""Who sees whom in one pass over ragged rows: committed entries, ancestors, windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multispec.tree import ancestor_mask, depths, is_chain
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The layer kinds of a model: a window for ``sliding_attention``, a chunk for ``chunked_attention``."""
+
+    kinds: tuple[str, ...]
+    window: int | None = None
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: ``positions [B, Q]``, and an additive mask ``[B, 1, Q, L]`` per layer kind (None: causal)."""
+
+    positions: Tensor
+    masks: Mapping[str, Tensor | None]
+
+
+def plan(
+    lengths: Sequence[int],
+    parents: Sequence[tuple[int, ...]],
+    width: int,
+    attention: Attention,
+    like: Tensor,
+) -> Pass:
+    """Positions and masks of a pass in which row b runs its root and the draft ``parents[b]``.
+
+    ``width`` is Q, the root and the largest draft; shorter rows are padded and their padding is never read.
+    """
+    chain = all(is_chain(tree) for tree in parents)
+    steps = torch.arange(width, device=like.device)
+    starts = torch.tensor(lengths, device=like.device)[:, None]
+    depth = steps.expand(len(parents), -1) if chain else _depths(parents, width).to(like.device)
+    positions = starts + depth
+    end = max(lengths) + width
+    if len(lengths) == 1 and chain and not _limited(attention, end):
+        return Pass(positions, dict.fromkeys(attention.kinds, _chain(lengths[0], width, like)))
+    visible = _visible(starts, parents, steps, end, chain)
+    keys = _key_positions(starts, depth, end)
+    return Pass(positions, {kind: _additive(_kind(visible, positions, keys, kind, attention), like)
+                            for kind in attention.kinds})
+
+
+def _limited(attention: Attention, end: int) -> bool:
+    limits = [limit for limit in (attention.window, attention.chunk) if limit is not None]
+    return any(kind != "full_attention" for kind in attention.kinds) and end > min(limits, default=end)
+
+
+def _chain(start: int, width: int, like: Tensor) -> Tensor | None:
+    if width == 1 or start == 0:
+        # One query sees all; with nothing committed the square causal mask is built in.
+        return None
+    lowest = torch.finfo(like.dtype).min
+    mask = torch.full((width, start + width), lowest, dtype=like.dtype, device=like.device)
+    return mask.triu_(start + 1)[None, None]
+
+
+def _depths(parents: Sequence[tuple[int, ...]], width: int) -> Tensor:
+    table = torch.zeros((len(parents), width), dtype=torch.long)
+    for row, tree in enumerate(parents):
+        table[row, 1 : len(tree) + 1] = torch.tensor(depths(tree), dtype=torch.long)
+    return table
+
+
+def _visible(
+    starts: Tensor, parents: Sequence[tuple[int, ...]], steps: Tensor, end: int, chain: bool
+) -> Tensor:
+    keys = torch.arange(end, device=starts.device)
+    if chain:
+        return keys <= (starts + steps)[:, :, None]
+    visible = (keys < starts)[:, None, :].expand(-1, len(steps), -1).clone()
+    for row, tree in enumerate(parents):
+        start, size = int(starts[row]), len(tree) + 1
+        visible[row, :size, start : start + size] = ancestor_mask(tree).to(visible.device)
+        visible[row, size:, start] = True  # padding must see something, or softmax divides by zero
+    return visible
+
+
+def _key_positions(starts: Tensor, depth: Tensor, end: int) -> Tensor:
+    keys = torch.arange(end, device=starts.device).expand(len(starts), -1).clone()
+    index = (starts + torch.arange(depth.shape[1], device=starts.device)).clamp(max=end - 1)
+    return keys.scatter(1, index, starts + depth)
+
+
+def _kind(visible: Tensor, queries: Tensor, keys: Tensor, kind: str, attention: Attention) -> Tensor:
+    if kind == "sliding_attention" and attention.window is not None:
+        return visible & (queries[:, :, None] - keys[:, None, :] < attention.window)
+    if kind == "chunked_attention" and attention.chunk is not None:
+        return visible & (queries[:, :, None] // attention.chunk == keys[:, None, :] // attention.chunk)
+    return visible
+
+
+def _additive(visible: Tensor, like: Tensor) -> Tensor:
+    mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~visible, torch.finfo(like.dtype).min)[:, None]

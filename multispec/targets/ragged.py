@@ -1,0 +1,143 @@
+"""Batches of ragged rows in one preallocated cache, with trees: for attention that takes our own mask."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from multispec.cache import RaggedCache
+from multispec.protocols import Scores
+from multispec.stream import Draft, Prompt
+from multispec.targets.masks import Attention, Pass, plan
+
+
+class Forward(Protocol):
+    """One pass of a model over ``ids [B, Q]``; logits ``[B, Q, V]``, or only at ``keep`` (columns)."""
+
+    @property
+    def layers(self) -> int:
+        """How many caches a pass needs."""
+        ...
+
+    @property
+    def attention(self) -> Attention:
+        """The kinds of its layers."""
+        ...
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and device that masks and caches need."""
+        ...
+
+    def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
+        """Run, writing keys and values into ``cache``."""
+        ...
+
+
+class ModuleForward:
+    """A transformers decoder-only model as it is, given our positions, masks and cache."""
+
+    def __init__(self, model: Any, attention: Attention, layers: int) -> None:
+        self.model = model
+        self.attention = attention
+        self.layers = layers
+        self.like = next(p for p in model.parameters() if p.is_floating_point())
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
+        """Run the model's own forward."""
+        masks = dict(step.masks)
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        if mask is None or (isinstance(mask, dict) and None in mask.values()):
+            mask = None
+        extra = {"logits_to_keep": keep} if keep is not None and self._keeps else {}
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=step.positions,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        logits: Tensor = out.logits
+        return logits if keep is None or self._keeps else logits[:, keep]
+
+
+class RaggedSession:
+    """Rows of one batch; the cache is allocated once, rows that are done are taken out of it."""
+
+    def __init__(
+        self, forward: Forward, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int
+    ) -> None:
+        self.forward = forward
+        self.prompts = prompts
+        self.rows = list(range(len(prompts)))
+        # Short rows are padded to the longest draft, so every row needs room for a whole pass.
+        self.cache = RaggedCache(forward.layers, len(prompts), max(capacity) + nodes + 2)
+
+    @torch.inference_mode()
+    def prefill(self) -> Scores:
+        """Run all prompts in one pass; logits after the last symbol of each."""
+        device = self.forward.like.device
+        sizes = [len(prompt.ids) for prompt in self.prompts]
+        ids = torch.zeros((len(sizes), max(sizes)), dtype=torch.long)
+        for row, prompt in enumerate(self.prompts):
+            ids[row, : sizes[row]] = prompt.ids
+        last = sorted({size - 1 for size in sizes})
+        step = self._plan([tuple(range(-1, max(sizes) - 2))] * len(sizes), max(sizes))
+        keep = torch.tensor(last, device=device)
+        logits = self.forward(ids.to(device), step, self.cache, keep)
+        self.cache.ledger.lengths = list(sizes)
+        picked = [logits[row, last.index(size - 1)][None] for row, size in enumerate(sizes)]
+        return Scores(logits=picked)
+
+    def _plan(self, parents: Sequence[tuple[int, ...]], width: int) -> Pass:
+        ledger = self.cache.ledger
+        ledger.open(width, self.forward.like.device)
+        return plan(ledger.lengths, parents, width, self.forward.attention, self.forward.like)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
+        """Run the root and the draft of these rows in one pass; rows left out idle along."""
+        device = self.forward.like.device
+        width = 1 + max(map(len, drafts))
+        ids = torch.zeros((len(self.rows), width), dtype=torch.long, device=device)
+        places = [self.rows.index(row) for row in rows]
+        parents: list[tuple[int, ...]] = [()] * len(self.rows)
+        for place, root, draft in zip(places, roots, drafts, strict=True):
+            parents[place] = draft.parents
+            ids[place, 0] = root
+            if len(draft):
+                ids[place, 1 : len(draft) + 1] = draft.tokens
+        logits = self.forward(ids, self._plan(parents, width), self.cache, None)
+        pairs = zip(places, drafts, strict=True)
+        return Scores(logits=[logits[place, : len(draft) + 1] for place, draft in pairs])
+
+    def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
+        """Keep the root and the path of each row."""
+        for row, path in zip(rows, paths, strict=True):
+            self.cache.commit(self.rows.index(row), path)
+
+    def checkpoint(self, row: int) -> None:
+        """Nothing to remember: this cache can go back anywhere."""
+
+    def rewind(self, row: int, length: int) -> int:
+        """Forget everything behind the first ``length`` symbols of a row."""
+        self.cache.rewind(self.rows.index(row), length)
+        return self.length(row)
+
+    def length(self, row: int) -> int:
+        """Symbols of a row that are in the cache."""
+        return self.cache.ledger.lengths[self.rows.index(row)]
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Take rows out of the batch."""
+        gone = set(rows)
+        kept = [place for place, row in enumerate(self.rows) if row not in gone]
+        if kept and len(kept) < len(self.rows):
+            self.cache.keep(kept)
+        self.rows = [self.rows[place] for place in kept]

@@ -1,0 +1,164 @@
+"""One row at a time in a model's own cache: for models that take neither our masks nor our cache.
+
+Caches that can be cropped are cropped. Recurrent and convolutional states cannot: they are snapshot before
+a draft is scored, and after a rejection what was accepted is replayed, inside the next pass where it is short.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+
+from multispec.errors import UnsupportedError
+from multispec.protocols import Scores
+from multispec.stream import Draft, Prompt
+
+# Longer leftovers are replayed at once, so that passes do not grow with a run of rejections.
+_REPLAY_LIMIT = 8
+
+
+class Runner(Protocol):
+    """How one row of a model is run."""
+
+    def start(self, prompt: Prompt) -> tuple[Tensor, Any]:
+        """Run a prompt: logits ``[1, V]`` after it, and the cache."""
+        ...
+
+    def step(self, ids: Sequence[int], cache: Any, keep: int) -> Tensor:
+        """Run ``ids`` behind the cache: logits ``[keep, V]`` after the last ``keep`` of them."""
+        ...
+
+
+@dataclass
+class _Row:
+    prompt: Prompt
+    cache: Any = None
+    snapshot: Any = None
+    pending: list[int] = field(default_factory=list)
+    fed: list[int] = field(default_factory=list)
+    drafted: int = 0
+    length: int = 0
+    mark: Any = None
+    marked: int = 0
+
+
+def snapshot(cache: Cache) -> Cache:
+    """A copy that later passes cannot change: states are cloned, keys and values only re-referenced.
+
+    Attention layers of a dynamic cache make new tensors when they grow, so their old ones stay as they are.
+    """
+    twin = copy.copy(cache)
+    twin.layers = [_copy_layer(layer) for layer in cache.layers]
+    return twin
+
+
+def _copy_layer(layer: Any) -> Any:
+    twin = copy.copy(layer)
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        for name, value in vars(layer).items():
+            if isinstance(value, dict):
+                setattr(twin, name, {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()})
+    return twin
+
+
+def croppable(cache: Cache) -> bool:
+    """True when the cache can be put back as it was by cropping."""
+    return bool(cache.is_croppable)
+
+
+class RowwiseSession:
+    """Each row on its own; drafts are chains."""
+
+    def __init__(self, runner: Runner, prompts: Sequence[Prompt], parallel: bool = True) -> None:
+        self.runner = runner
+        self.parallel = parallel
+        self.replays = 0
+        self._rows = {number: _Row(prompt) for number, prompt in enumerate(prompts)}
+
+    @torch.inference_mode()
+    def prefill(self) -> Scores:
+        """Run each prompt."""
+        logits = []
+        for row in self._rows.values():
+            scores, row.cache = self.runner.start(row.prompt)
+            row.length = len(row.prompt.ids)
+            logits.append(scores)
+        return Scores(logits=logits)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
+        """Run each row's leftovers, its root and its draft."""
+        triples = zip(rows, roots, drafts, strict=True)
+        logits = [self._score(self._rows[row], root, draft) for row, root, draft in triples]
+        return Scores(logits=logits)
+
+    def _score(self, row: _Row, root: int, draft: Draft) -> Tensor:
+        if not draft.is_chain:
+            raise UnsupportedError(
+                "A tree of drafts needs attention that takes a mask of ancestors; this model runs in its own "
+                "cache, one row at a time. Use a drafter that drafts chains."
+            )
+        row.fed = [*row.pending, root, *draft.tokens.tolist()]
+        row.drafted = len(draft)
+        row.snapshot = None if croppable(row.cache) else snapshot(row.cache)
+        if row.snapshot is None:
+            row.cache.activate_past_recording()
+        return self._run(row.fed, row.cache, len(draft) + 1)
+
+    def _run(self, ids: Sequence[int], cache: Any, keep: int) -> Tensor:
+        if self.parallel:
+            return self.runner.step(ids, cache, keep)
+        return torch.cat([self.runner.step([token], cache, 1) for token in ids])[-keep:]
+
+    @torch.inference_mode()
+    def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
+        """Crop what was rejected, or go back to the snapshot and remember what to replay."""
+        for number, path in zip(rows, paths, strict=True):
+            row = self._rows[number]
+            row.length += 1 + len(path)
+            self._roll_back(row, row.drafted - len(path))
+
+    def _roll_back(self, row: _Row, rejected: int) -> None:
+        if row.snapshot is None:
+            row.cache.crop(-rejected)
+            return
+        row.pending = []
+        if rejected:
+            row.cache, row.pending = row.snapshot, row.fed[: len(row.fed) - rejected]
+        if len(row.pending) > _REPLAY_LIMIT:
+            self._run(row.pending, row.cache, 1)
+            self.replays += 1
+            row.pending = []
+
+    def checkpoint(self, number: int) -> None:
+        """Remember the state of a row, for caches that cannot be cropped."""
+        row = self._rows[number]
+        if not croppable(row.cache):
+            row.mark, row.marked = (snapshot(row.cache), list(row.pending)), row.length
+
+    def rewind(self, number: int, length: int) -> int:
+        """Go back to ``length`` symbols, or to the checkpoint before that; says where it stands now."""
+        row = self._rows[number]
+        if length < row.length:
+            if croppable(row.cache):
+                row.cache.crop(length - row.length)
+                row.length = length
+            else:
+                (cache, pending), row.length = row.mark, row.marked
+                row.cache, row.pending = snapshot(cache), list(pending)
+        return row.length
+
+    def length(self, number: int) -> int:
+        """Symbols of a row that are behind it."""
+        return self._rows[number].length
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Free the caches of rows that are done."""
+        for row in rows:
+            self._rows.pop(row, None)
