@@ -1,4 +1,4 @@
-"""multispec: speculative generation in every modality; the same seed gives the same output, only sooner."""
+"""Speculative generation in every modality: the same seed gives the same output, sooner."""
 
 from importlib.metadata import PackageNotFoundError, version
 

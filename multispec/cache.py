@@ -1,8 +1,8 @@
 """A preallocated key/value cache with rows of different length: write, commit, rewind, gather.
 
-A row's committed symbols fill positions 0 .. length - 1. A round writes its nodes behind them; a rollback only
-moves ``lengths``, and a tree path is gathered to be contiguous. Nothing grows while generating, and a
-sliding window is a mask, so what a rollback needs is always there.
+A row's committed symbols fill positions 0 .. length - 1. A round writes its nodes behind them; a
+rollback only moves ``lengths``, and a tree path is gathered to be contiguous. Nothing grows while
+generating, and a sliding window is a mask, so what a rollback needs is always there.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class RaggedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, ledger: Ledger, index: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.index = index
 
@@ -72,7 +74,9 @@ class RaggedLayer(CacheLayerMixin):
         self.values = allocate((*room, value_states.shape[-1]), value_states, name)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Write behind the committed entries and return all that any row may look at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

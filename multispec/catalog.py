@@ -22,8 +22,8 @@ _POLICIES: tuple[Any, ...] = (FixedLength, Confidence, Heuristic, Off)
 class Entry:
     """One method: its name, what it promises, what it needs, where it is published.
 
-    ``exactness`` is the verifier's promise; drafters and policies never change what a verifier promises, so
-    theirs is "any".
+    ``exactness`` is the verifier's promise; drafters and policies never change what a verifier
+    promises, so theirs is "any".
     """
 
     name: str

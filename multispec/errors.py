@@ -41,7 +41,8 @@ class UnknownNameError(UsageError):
     """A name that is not known; the message offers the nearest one.
 
     >>> str(UnknownNameError("drafter", "promt_lookup", ["prompt_lookup", "draft_model"]))
-    "Unknown drafter 'promt_lookup'. Did you mean 'prompt_lookup'? Known: draft_model, prompt_lookup."
+    "Unknown drafter 'promt_lookup'. Did you mean 'prompt_lookup'? Known: draft_model,
+    prompt_lookup."
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:

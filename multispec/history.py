@@ -11,8 +11,8 @@ from torch import Tensor
 class History:
     """The committed symbols of one row, prompt included; grows by what each round commits.
 
-    ``ids`` is one growing list; ``generated`` are the ids after the prompt. ``padding`` is shown to foreign
-    processors before them, and to nobody else.
+    ``ids`` is one growing list; ``generated`` are the ids after the prompt. ``padding`` is shown
+    to foreign processors before them, and to nobody else.
     """
 
     def __init__(self, prompt: Sequence[int], padding: Sequence[int] = ()) -> None:

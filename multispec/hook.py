@@ -14,10 +14,11 @@ from transformers.generation import (
     PrefixConstrainedLogitsProcessor,
 )
 
-from multispec.catalog import find
+from multispec.asking import Methods, check_words
+from multispec.catalog import Kind, find
 from multispec.errors import UnsupportedError
-from multispec.generator import Generator, check_words
 from multispec.loop import rounds
+from multispec.protocols import Target
 from multispec.report import Clock, Report
 from multispec.row import Row, RowSettings
 from multispec.sampling import Sampling
@@ -30,10 +31,9 @@ class Speculative:
     """What ``speculative`` returns: call it through ``custom_generate``; ``reports`` has the last run's."""
 
     def __init__(self, drafter: Any, verifier: Any, policy: Any, seed: int | None, words: Any) -> None:
-        self._chosen = (drafter, verifier, policy)
-        self._words = words
+        self._parts = Methods().parts(drafter, verifier, policy, words)
         self._seed = seed
-        self._generators: dict[int, Generator] = {}
+        self._targets: dict[int, Target] = {}
         self.reports: list[Report] = []
 
     def __call__(
@@ -49,10 +49,17 @@ class Speculative:
     ) -> Any:
         """transformers' decoding-loop interface; input preparation has been done by ``generate``."""
         _refuse(generation_config, synced_gpus)
-        generator = self._generator(model)
-        rows = self._rows(generator, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
+        target = self._target(model)
+        rows = self._rows(
+            target,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            model_kwargs,
+        )
         clock = Clock()
-        for steps in rounds(generator.target, rows, clock):
+        for steps in rounds(target, rows, clock):
             if streamer is not None:
                 _put(streamer, rows, [step.token for step in steps])
         if streamer is not None:
@@ -61,20 +68,26 @@ class Speculative:
         self.reports = [result.report for result in results]
         return _output(model, input_ids, results, generation_config)
 
-    def _generator(self, model: Any) -> Generator:
-        if id(model) not in self._generators:
-            self._generators = {id(model): Generator(target_for(model))}
-        return self._generators[id(model)]
+    def _target(self, model: Any) -> Target:
+        # One model at a time: probing it again for every call would cost more than a short answer.
+        if id(model) not in self._targets:
+            self._targets = {id(model): target_for(model)}
+        return self._targets[id(model)]
 
     def _rows(
-        self, generator: Generator, input_ids: Tensor, processors: Any, criteria: Any, config: Any,
+        self,
+        target: Target,
+        input_ids: Tensor,
+        processors: Any,
+        criteria: Any,
+        config: Any,
         model_kwargs: dict[str, Any],
     ) -> list[Row]:
-        drafter, verifier, policy = generator.parts(*self._chosen, self._words)
-        ends, stops, length = _split(criteria, generator.target.spec.end_ids)
+        drafter, verifier, policy = self._parts
+        ends, stops, length = _split(criteria, target.spec.end_ids)
         seed = self._seed if self._seed is not None else int(torch.randint(2**62, ()))
         copies = config.num_return_sequences or 1
-        prompts = _prompts(input_ids, model_kwargs, bool(generator.target.model.config.is_encoder_decoder))
+        prompts = _prompts(input_ids, model_kwargs, bool(target.model.config.is_encoder_decoder))
         rows = []
         for number, (prompt, padding) in enumerate(prompts):
             sampling = Sampling(
@@ -93,7 +106,7 @@ class Speculative:
                 padding=padding,
                 keep_scores=bool(config.output_scores or config.output_logits),
             )
-            rows.append(Row(number, settings, generator.target.spec))
+            rows.append(Row(number, settings, target.spec))
         return rows
 
 
@@ -105,19 +118,23 @@ def speculative(
     seed: int | None = None,
     **words: Any,
 ) -> Speculative:
-    """A decoding loop for transformers' own ``generate``; batches, processors, criteria and streamers included.
+    """A decoding loop for transformers' own ``generate``; batches, processors, criteria and
+    streamers included.
 
-    ``seed=None`` takes one from torch's global generator, so ``torch.manual_seed`` decides as it does for
-    transformers. ``assistant_model``, ``num_assistant_tokens``, ``prompt_lookup_num_tokens`` and
-    ``max_matching_ngram_size`` are understood. After a call, ``.reports`` holds one report per row.
+    ``seed=None`` takes one from torch's global generator, so ``torch.manual_seed`` decides as it
+    does for transformers. ``assistant_model``, ``num_assistant_tokens``,
+    ``prompt_lookup_num_tokens`` and ``max_matching_ngram_size`` are understood. After a call,
+    ``.reports`` holds one report per row.
 
     Raises:
         UnknownNameError: no such method or option.
 
-    >>> model.generate(**inputs, custom_generate=speculative(drafter="prompt_lookup"))     # doctest: +SKIP
+    >>> model.generate(**inputs, custom_generate=speculative(drafter="prompt_lookup"))     #
+    doctest: +SKIP
     """
     check_words(words)
-    for kind, name in (("drafter", drafter), ("verifier", verifier), ("policy", policy)):
+    named: list[tuple[Kind, Any]] = [("drafter", drafter), ("verifier", verifier), ("policy", policy)]
+    for kind, name in named:
         if isinstance(name, str) and name not in ("auto", "none"):
             find(kind, name, extra=("auto",))
     return Speculative(drafter, verifier, policy, seed, words)
@@ -151,7 +168,9 @@ def _split(criteria: Any, default_ends: tuple[int, ...]) -> tuple[tuple[int, ...
         else:
             others.append(one)
     if length is None:
-        raise UnsupportedError("A bound is needed to allocate the cache once. Pass max_new_tokens or max_length.")
+        raise UnsupportedError(
+            "A bound is needed to allocate the cache once. Pass max_new_tokens or max_length."
+        )
     return ends or default_ends, others, length
 
 
@@ -227,7 +246,7 @@ def _output(model: Any, input_ids: Tensor, results: list[Generation], config: An
         return sequences
     scores = _per_step([r.scores for r in results], length, fill) if config.output_scores else None
     logits = _per_step([r.logits for r in results], length, fill) if config.output_logits else None
-    kind = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
+    kind: Any = GenerateEncoderDecoderOutput if model.config.is_encoder_decoder else GenerateDecoderOnlyOutput
     return kind(sequences=sequences, scores=scores, logits=logits)
 
 

@@ -35,8 +35,8 @@ def load(
 ) -> Generator:
     """A generator from embedded models ("text"), a folder or hub id, or a model you already have.
 
-    ``draft`` is the model that ``drafter="auto"`` drafts with: a model, a folder or a hub id. Without a
-    tokenizer, prompts are ids.
+    ``draft`` is the model that ``drafter="auto"`` drafts with: a model, a folder or a hub id.
+    Without a tokenizer, prompts are ids.
 
     Raises:
         UsageError: neither or both of a name and a model.

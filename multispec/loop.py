@@ -1,7 +1,7 @@
 """THE loop: draft, verify, commit, roll back.
 
-A round is one transaction: verify; trim to length, stop and end; then cache, drafter, report and stream. The
-rows of a batch advance by different amounts and never look at each other.
+A round is one transaction: verify; trim to length, stop and end; then cache, drafter, report and
+stream. The rows of a batch advance by different amounts and never look at each other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from multispec.errors import DrafterWarning, DraftError, MultispecError, OutOfMemoryError
+from multispec.errors import DraftError, DrafterWarning, MultispecError, OutOfMemoryError
 from multispec.protocols import Context, Drafter, DraftSession, Request, Target, TargetSession
 from multispec.report import Clock
 from multispec.row import Outcome, Row
@@ -127,8 +127,8 @@ def memory_for(what: str) -> Iterator[None]:
 class Drafting:
     """The drafters of a batch: one session per drafter, over the rows that use it.
 
-    A drafter is advice. When it raises or breaks its contract, its rows go on plainly, one warning says so,
-    and the report counts it.
+    A drafter is advice. When it raises or breaks its contract, its rows go on plainly, one warning
+    says so, and the report counts it.
     """
 
     def __init__(self, target: Target, rows: Sequence[Row]) -> None:
@@ -191,7 +191,9 @@ class Drafting:
         can = self._target.capabilities
         try:
             if len(draft) > request.budget.nodes:
-                raise DraftError(f"A draft of {len(draft)} nodes exceeds the budget of {request.budget.nodes}.")
+                raise DraftError(
+                    f"A draft of {len(draft)} nodes exceeds the budget of {request.budget.nodes}."
+                )
             if not can.supports_tree and not draft.is_chain:
                 raise DraftError(f"This model scores chains only ({can.why}): got a tree.")
             return draft.check(self._target.spec.vocab_size)

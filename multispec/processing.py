@@ -1,9 +1,9 @@
 """From raw logits to the law p: penalties, bans, foreign processors, temperature and truncation.
 
-Every rule sees, for each place, the prefix that leads there: the committed symbols *and* the draft nodes
-on the way (``Places``). Rules of our own work on all places at once; a foreign processor is called once per
-place. A processor that keeps state is only ever moved forward along committed symbols: drafted places see
-copies.
+Every rule sees, for each place, the prefix that leads there: the committed symbols *and* the draft
+nodes on the way (``Places``). Rules of our own work on all places at once; a foreign processor is
+called once per place. A processor that keeps state is only ever moved forward along committed
+symbols: drafted places see copies.
 """
 
 from __future__ import annotations
@@ -258,8 +258,9 @@ class Pointwise:
 class Foreign:
     """Any logits processor, called once per place on the prefix that leads there.
 
-    State is safe: ``_committed`` has seen committed prefixes only, and each drafted place works on a copy
-    of the state of the place before it. ``commit`` keeps the state of the path that was accepted.
+    State is safe: ``_committed`` has seen committed prefixes only, and each drafted place works on
+    a copy of the state of the place before it. ``commit`` keeps the state of the path that was
+    accepted.
     """
 
     def __init__(self, processor: LogitsProcessor) -> None:
@@ -419,7 +420,8 @@ def _drawable(scores: Tensor) -> bool:
 
 
 def _wrap(processor: LogitsProcessor) -> Rule:
-    # transformers' repetition penalty without an ignored prompt is ours, done for all places at once.
+    # transformers' repetition penalty without an ignored prompt is ours, done for all places at
+    # once.
     if type(processor) is generation.RepetitionPenaltyLogitsProcessor:
         # A tensor is what ``generate`` sets for left padding, which is not in our history at all.
         ignored = getattr(processor, "prompt_ignore_length", None)

@@ -75,6 +75,16 @@ class Target(Protocol):
     """A model behind the core: begins sessions, says what it can do."""
 
     @property
+    def model(self) -> Any:
+        """The model itself, whatever it is."""
+        ...
+
+    @property
+    def way(self) -> str:
+        """How it is run, in a word, for ``multispec doctor``."""
+        ...
+
+    @property
     def spec(self) -> StreamSpec:
         """What its stream holds."""
         ...
@@ -103,7 +113,8 @@ class Target(Protocol):
 class Budget:
     """How much to draft this round: at most ``nodes``, stopping after a symbol whose law is unsure.
 
-    ``confidence`` is compared with max q, a property of the law and not of the symbol drawn from it.
+    ``confidence`` is compared with max q, a property of the law and not of the symbol drawn from
+    it.
     """
 
     nodes: int
@@ -114,8 +125,9 @@ class Budget:
 class Request:
     """What a drafter is asked for one row in one round.
 
-    ``coupled`` says how to draw: with the shared noise of the target (``seed``), or with noise of the
-    drafter's own, giving back the exact q (``law``). ``round_start`` is the position of the first symbol.
+    ``coupled`` says how to draw: with the shared noise of the target (``seed``), or with noise of
+    the drafter's own, giving back the exact q (``law``). ``round_start`` is the position of the
+    first symbol.
     """
 
     row: int
@@ -166,7 +178,11 @@ class Drafter(Protocol):
     """A way of drafting: a frozen dataclass that opens sessions."""
 
     name: ClassVar[str]
-    num_draft_tokens: int
+
+    @property
+    def num_draft_tokens(self) -> int:
+        """How many symbols it drafts when nobody says otherwise."""
+        ...
 
     def begin(self, context: Context) -> DraftSession:
         """Open a session for the rows of ``context``."""

@@ -5,8 +5,8 @@
 * the rate at position i is *unconditional*: of the drafts that reached position i, the share whose
   symbol i was accepted. Positions that were never drafted are not rejections.
 
-Symbols past a stop are trimmed before anything is counted. Forced symbols (the grammar left no choice)
-count as emitted and as forced, never as drafted or accepted.
+Symbols past a stop are trimmed before anything is counted. Forced symbols (the grammar left no
+choice) count as emitted and as forced, never as drafted or accepted.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ class Report:
         """Emitted symbols per second of wall time."""
         return self.new_tokens / self.clock.total if self.clock.total > 0 else 0.0
 
-    def count_round(
-        self, drafted_depths: tuple[int, ...], accepted: int, emitted: int, spent: float
-    ) -> None:
+    def count_round(self, drafted_depths: tuple[int, ...], accepted: int, emitted: int, spent: float) -> None:
         """Add one verification: depths of the drafted nodes, nodes accepted, symbols emitted."""
         self.rounds += 1
         self.new_tokens += emitted

@@ -15,7 +15,16 @@ from multispec.processing import LogitsProcessor, Pipeline, Places
 from multispec.protocols import Budget, Drafter, Past, Policy, Request, Verifier
 from multispec.report import Clock, Report
 from multispec.sampling import CounterNoise, Law, Noise, Sampling
-from multispec.stream import Draft, Forced, Generation, Observation, Prompt, Step, StreamSpec, Verdict
+from multispec.stream import (
+    Draft,
+    Forced,
+    Generation,
+    Observation,
+    Prompt,
+    Step,
+    StreamSpec,
+    Verdict,
+)
 from multispec.tree import depths, path_to
 
 
@@ -174,7 +183,8 @@ class Row:
         asked = self.settings
         if token in asked.end_ids:
             return "stop"
-        # Stops before the length: a text that ends exactly at the cap did stop. Every rule sees every symbol.
+        # Stops before the length: a text that ends exactly at the cap did stop. Every rule sees
+        # every symbol.
         if asked.stops and any([stop(self.history.ids, scores) for stop in asked.stops]):
             return "stop"
         if self.spec.fixed_length is not None and self.history.position >= self.spec.fixed_length:

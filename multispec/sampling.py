@@ -34,9 +34,10 @@ def _require(holds: bool, rule: str, got: object, todo: str) -> None:
 class Sampling:
     """How symbols are drawn; temperature 0 is greedy.
 
-    The order is transformers' own: bias and penalties, bans, foreign processors, temperature, top-k,
-    top-p, min-p, typical-p. ``repetition_penalty`` looks at prompt and output, ``presence_penalty`` and
-    ``frequency_penalty`` at the output. ``sample`` numbers several answers to one seed.
+    The order is transformers' own: bias and penalties, bans, foreign processors, temperature,
+    top-k, top-p, min-p, typical-p. ``repetition_penalty`` looks at prompt and output,
+    ``presence_penalty`` and ``frequency_penalty`` at the output. ``sample`` numbers several
+    answers to one seed.
 
     Raises:
         SamplingError: a value outside its range.
@@ -166,14 +167,16 @@ def _signed(value: int) -> int:
 
 
 def _mix(value: int) -> int:
-    # A 64-bit finaliser: xor-shifts and odd multipliers, so that every input bit reaches every output bit.
+    # A 64-bit finaliser: xor-shifts and odd multipliers, so that every input bit reaches every
+    # output bit.
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
 
 
 def _mix_tensor(value: Tensor) -> Tensor:
-    # The same finaliser on int64: torch shifts arithmetically, so the copies of the sign are masked.
+    # The same finaliser on int64: torch shifts arithmetically, so the copies of the sign are
+    # masked.
     value = (value ^ ((value >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
     value = (value ^ ((value >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
     return value ^ ((value >> 31) & (2**33 - 1))
@@ -194,8 +197,9 @@ def _uniform(bits: Tensor) -> Tensor:
 class CounterNoise:
     """Noise as a pure function of (seed, sample, position, slot, symbol, purpose).
 
-    ``round_start`` (the position at which a round begins) also enters the noise of ``rejection``: a symbol
-    that is drafted again after a rejection gets a fresh draw, so no rule ever sees a draw twice.
+    ``round_start`` (the position at which a round begins) also enters the noise of ``rejection``:
+    a symbol that is drafted again after a rejection gets a fresh draw, so no rule ever sees a draw
+    twice.
     """
 
     seed: int
@@ -214,15 +218,17 @@ class CounterNoise:
         ]
 
     def uniforms(
-        self, positions: Sequence[int], purpose: Purpose, extra: int = 0, device: torch.device | None = None
+        self,
+        positions: Sequence[int],
+        purpose: Purpose,
+        extra: int = 0,
+        device: torch.device | None = None,
     ) -> Float[Tensor, " n"]:
         """One float64 uniform in the open interval (0, 1) per position."""
         keys = torch.tensor(self.keys(positions, purpose, extra), dtype=torch.int64, device=device)
         return _uniform(_mix_tensor(keys))
 
-    def gumbel(
-        self, positions: Sequence[int], vocab_size: int, device: torch.device
-    ) -> Float[Tensor, "n V"]:
+    def gumbel(self, positions: Sequence[int], vocab_size: int, device: torch.device) -> Float[Tensor, "n V"]:
         """Standard Gumbel noise of every symbol at each position, in float64."""
         return self._gumbel(positions, _symbol_codes(vocab_size, device))
 
@@ -281,7 +287,8 @@ class CounterNoise:
         total = cdf[:, -1:].contiguous()
         point = self.uniforms(positions, purpose, key, probs.device)[:, None] * total
         found = torch.searchsorted(cdf, point, right=True)
-        # Rounding may carry the point to the total: the last symbol with mass is where that is reached.
+        # Rounding may carry the point to the total: the last symbol with mass is where that is
+        # reached.
         return torch.minimum(found, torch.searchsorted(cdf, total))[:, 0]
 
     def accepts(

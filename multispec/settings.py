@@ -45,18 +45,17 @@ class FromConfig:
     processors: Callable[[int], list[LogitsProcessor]]
 
 
-def read_config(config: GenerationConfig, sampling: Sampling | None) -> FromConfig:
-    """Translate a generation config; ``sampling`` wins where it is given, but for the seed.
+def read_config(config: GenerationConfig) -> FromConfig:
+    """Translate a generation config.
 
     Raises:
         UnsupportedError: the config asks for something that this loop does not do.
     """
     _refuse(config)
-    chosen = sampling if sampling is not None else _sampling(config)
     ends = config.eos_token_id
     stops = config.stop_strings
     return FromConfig(
-        sampling=chosen,
+        sampling=_sampling(config),
         max_new_tokens=config.max_new_tokens,
         end_ids=None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,),
         stop=() if stops is None else (stops,) if isinstance(stops, str) else tuple(stops),

@@ -93,9 +93,9 @@ class Draft:
     """A tree of drafted symbols.
 
     ``tokens [D]``; ``parents[i]`` is the node before node ``i``, -1 for the last committed symbol,
-    always less than ``i``. ``kind`` says how the symbols came about: ``point`` (deterministic, q is 1),
-    ``sampled`` (independently from the rows of ``q [D, V]``), ``without_replacement`` (siblings drawn
-    one after the other from ``q``, which all hold the law of the first).
+    always less than ``i``. ``kind`` says how the symbols came about: ``point`` (deterministic, q
+    is 1), ``sampled`` (independently from the rows of ``q [D, V]``), ``without_replacement``
+    (siblings drawn one after the other from ``q``, which all hold the law of the first).
 
     >>> Draft.chain([5, 7, 9]).parents
     (-1, 0, 1)
@@ -133,8 +133,8 @@ class Draft:
             DraftError: parents that are no tree, ids out of range, a q that is missing or no law.
         """
         if self.tokens.ndim != 1 or len(self.tokens) != len(self.parents):
-            got = f"{tuple(self.tokens.shape)} tokens for {len(self.parents)} parents"
-            raise DraftError(f"A draft needs one parent per token: got {got}. Return tokens [D].")
+            shape = f"{tuple(self.tokens.shape)} tokens for {len(self.parents)} parents"
+            raise DraftError(f"A draft needs one parent per token: got {shape}. Return tokens [D].")
         if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
             raise DraftError(
                 f"A draft is a tree whose parents come before their children (-1 is the root): "
@@ -169,8 +169,8 @@ _EMPTY = Draft(tokens=torch.empty(0, dtype=torch.long), parents=())
 class Verdict:
     """What a verifier decided: ``path`` of accepted nodes, and the symbols to emit.
 
-    ``tokens`` are the accepted symbols and then one more, the correction or the bonus. ``spent`` is the
-    total variation that a lossy rule spent in this round, 0 for exact ones.
+    ``tokens`` are the accepted symbols and then one more, the correction or the bonus. ``spent``
+    is the total variation that a lossy rule spent in this round, 0 for exact ones.
     """
 
     path: tuple[int, ...]
@@ -221,10 +221,10 @@ class Savable(Protocol):
 class Generation:
     """What one row produced: ``tokens [S]`` without the prompt, the output, the report.
 
-    ``from_draft [S]`` says which symbols were drafted. ``logits [S, V]`` (raw) and ``log_probs [S]`` (of
-    the emitted symbols under p, the law after all processing) are there when they were asked for;
-    ``scores [S, V]`` are the processed scores, as transformers names them. ``finish_reason`` is one of
-    ``stop``, ``length`` or ``interrupted``.
+    ``from_draft [S]`` says which symbols were drafted. ``logits [S, V]`` (raw) and ``log_probs
+    [S]`` (of the emitted symbols under p, the law after all processing) are there when they were
+    asked for; ``scores [S, V]`` are the processed scores, as transformers names them.
+    ``finish_reason`` is one of ``stop``, ``length`` or ``interrupted``.
     """
 
     tokens: Int[Tensor, " S"]

@@ -25,7 +25,13 @@ def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) ->
         ModelLoadError: tokenizer files that cannot be read.
     """
     folder = Path(name_or_path)
-    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+    files = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "vocab.json",
+        "spiece.model",
+    )
     if folder.is_dir() and not any((folder / name).is_file() for name in files):
         return None
     try:

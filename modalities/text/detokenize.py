@@ -15,8 +15,8 @@ _PATIENCE = 8
 class Detokenizer:
     """Text of a growing sequence of ids; what a half character needs is held back.
 
-    ``context`` are ids before the first one, so that a leading space is kept or dropped as it would be in the
-    whole text.
+    ``context`` are ids before the first one, so that a leading space is kept or dropped as it
+    would be in the whole text.
     """
 
     def __init__(self, tokenizer: Any, context: Sequence[int] = ()) -> None:

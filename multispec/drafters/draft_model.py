@@ -19,17 +19,19 @@ from multispec.stream import Draft, Observation
 from multispec.targets import target_for
 from multispec.targets.loading import load_model
 
-# Families pad one tokenizer's vocabulary to different multiples; more than that is another tokenizer.
+# Families pad one tokenizer's vocabulary to different multiples; more than that is another
+# tokenizer.
 _PADDING = 512
 
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Draft ``num_draft_tokens`` symbols with a smaller model (Leviathan et al. 2023; Chen et al. 2023).
+    """Draft ``num_draft_tokens`` symbols with a smaller model (Leviathan et al. 2023; Chen et al.
+    2023).
 
-    ``model`` is a transformers model, a folder or a hub id. It is driven directly, symbol by symbol, with the
-    processors, settings and noise of the row it drafts for; it may sit on another device. Vocabularies that
-    differ by padding only are fine.
+    ``model`` is a transformers model, a folder or a hub id. It is driven directly, symbol by
+    symbol, with the processors, settings and noise of the row it drafts for; it may sit on another
+    device. Vocabularies that differ by padding only are fine.
 
     Raises:
         UsageError: nothing to draft.

@@ -10,11 +10,12 @@ from multispec.protocols import Budget, Past
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """Up to ``max_draft_tokens``, stopping after the first symbol whose law has max q < ``threshold``.
+    """Up to ``max_draft_tokens``, stopping after the first symbol whose law has max q <
+    ``threshold``.
 
-    The rule of transformers' ``assistant_confidence_threshold`` (Mamou et al. 2024, DISCO, section 3), with one
-    change: it looks at max q instead of the probability of the symbol drawn, so that the length never depends on
-    a draw. The unsure symbol itself is still verified.
+    The rule of transformers' ``assistant_confidence_threshold`` (Mamou et al. 2024, DISCO, section
+    3), with one change: it looks at max q instead of the probability of the symbol drawn, so that
+    the length never depends on a draw. The unsure symbol itself is still verified.
     """
 
     name: ClassVar[str] = "confidence"

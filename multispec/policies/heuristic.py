@@ -12,7 +12,8 @@ from multispec.protocols import Budget, Past
 class Heuristic:
     """Two more symbols after a round in which all were accepted, one fewer otherwise.
 
-    The "heuristic" schedule of transformers' assisted generation (Gante 2023), between ``low`` and ``high``.
+    The "heuristic" schedule of transformers' assisted generation (Gante 2023), between ``low`` and
+    ``high``.
     """
 
     name: ClassVar[str] = "heuristic"

@@ -1,14 +1,16 @@
-"""Decoder-only models of transformers as targets, in the fastest way that gives the model's own logits.
+"""Decoder-only models of transformers as targets, in the fastest way that gives the model's own
+logits.
 
-Three ways are tried in this order, each compared once with the model's plain forward on a few symbols: the
-fused arithmetic of the Llama family; the model's own modules with our masks and our preallocated cache
-(both take ragged batches and trees); the model's own cache, one row at a time (chains only).
+Three ways are tried in this order, each compared once with the model's plain forward on a few
+symbols: the fused arithmetic of the Llama family; the model's own modules with our masks and our
+preallocated cache (both take ragged batches and trees); the model's own cache, one row at a time
+(chains only).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,8 +127,8 @@ class CausalRunner:
 class CausalTarget:
     """Any decoder-only transformers model.
 
-    ``owned`` says that the model is ours alone, so that its weights may be held a second time in the order
-    that the processor likes best.
+    ``owned`` says that the model is ours alone, so that its weights may be held a second time in
+    the order that the processor likes best.
 
     Raises:
         ModelLoadError: the model has no weights.
@@ -145,7 +147,9 @@ class CausalTarget:
         if self._forward is None:
             self._runner = CausalRunner(model)
             self._parallel = continues(model, self._runner)
-        self.capabilities = Capabilities(supports_tree=self._forward is not None, why="; ".join(self._reasons))
+        self.capabilities = Capabilities(
+            supports_tree=self._forward is not None, why="; ".join(self._reasons)
+        )
 
     @property
     def way(self) -> str:
@@ -153,7 +157,7 @@ class CausalTarget:
         return "rowwise" if self._forward is None else type(self._forward).__name__
 
     def _choose(self, pack: bool, fused: bool) -> Forward | None:
-        ways: list[Any] = []
+        ways: list[Callable[[], Forward]] = []
         attention = attention_of(self.model)
         if fused and FusedForward.fits(self.model):
             ways.append(lambda: FusedForward(self.model, attention, pack))
@@ -164,11 +168,7 @@ class CausalTarget:
             self._reasons.append(f"layers of kind {sorted(set(attention.kinds) - known)} keep a state")
             return None
         for way in ways:
-            try:
-                forward: Forward = way()
-                reason = disagreement(self.model, forward)
-            except Exception as error:  # any failure of a probe means: this way is not for this model
-                reason = f"{type(error).__name__}: {error}"
+            forward, reason = _tried(self.model, way)
             if reason is None:
                 return forward
             self._reasons.append(reason.splitlines()[0])
@@ -181,6 +181,15 @@ class CausalTarget:
             return RaggedSession(self._forward, prompts, capacity, nodes)
         runner = CausalRunner(self.model) if self._forward is not None else self._runner
         return RowwiseSession(runner, prompts, self._parallel)
+
+
+def _tried(model: Any, way: Callable[[], Forward]) -> tuple[Forward | None, str | None]:
+    """A way of running the model, or why it is not for this model."""
+    try:
+        forward = way()
+        return forward, disagreement(model, forward)
+    except Exception as error:  # whatever a probe raises means: not this way
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _reference(model: Any, ids: Sequence[int]) -> Tensor:

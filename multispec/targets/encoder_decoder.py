@@ -1,7 +1,7 @@
 """Encoder-decoder models of transformers as targets: T5, BART, Whisper and their kin.
 
-The encoder runs once per row. The decoder's self-attention cache is rolled back, its cross-attention
-cache never is.
+The encoder runs once per row. The decoder's self-attention cache is rolled back, its
+cross-attention cache never is.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class EncoderDecoderRunner:
 
 
 class EncoderDecoderTarget:
-    """An encoder-decoder transformers model; prompts hold decoder ids and encoder inputs ``[1, ...]``.
+    """An encoder-decoder transformers model; prompts hold decoder ids and encoder inputs ``[1,
+    ...]``.
 
     Raises:
         ModelLoadError: the model has no weights.

@@ -1,8 +1,8 @@
 """The Llama family's arithmetic with fewer calls: merged projections, one rotation, no wrappers.
 
-Same weights, same formulas, same order of layers as the transformers module it reads, so the results
-agree up to rounding (checked when a target is made). It exists because on small models the time goes into
-Python between kernels, not into the kernels.
+Same weights, same formulas, same order of layers as the transformers module it reads, so the
+results agree up to rounding (checked when a target is made). It exists because on small models the
+time goes into Python between kernels, not into the kernels.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ Linear = Callable[[Tensor], Tensor]
 def merged(modules: list[Any], pack: bool) -> Linear:
     """One linear map for several with the same input; outputs side by side.
 
-    ``pack`` reorders the weights once for oneDNN, which makes a pass over a few rows cost what one row
-    costs on a CPU. The reordered weights are a copy.
+    ``pack`` reorders the weights once for oneDNN, which makes a pass over a few rows cost what one
+    row costs on a CPU. The reordered weights are a copy.
     """
-    weight = torch.cat([module.weight.detach() for module in modules]) if len(modules) > 1 else modules[0].weight
+    weight = (
+        torch.cat([module.weight.detach() for module in modules]) if len(modules) > 1 else modules[0].weight
+    )
     biases = [module.bias for module in modules if module.bias is not None]
     bias = torch.cat([b.detach() for b in biases]) if biases else None
     if not pack:
@@ -90,7 +92,7 @@ class FusedForward:
             return False
         config: Any = getattr(model, "config", None)
         rope = getattr(config, "rope_parameters", None) or {}
-        return config.hidden_act == "silu" and rope.get("rope_type", "default") == "default"
+        return bool(config.hidden_act == "silu" and rope.get("rope_type", "default") == "default")
 
     def _tables(self, end: int) -> None:
         if len(self._cos) >= end:
@@ -118,8 +120,14 @@ class FusedForward:
         return F.rms_norm(x, weight.shape, weight, self._eps)
 
     def _attend(
-        self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None,
-        cache: RaggedCache, index: int,
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: RaggedCache,
+        index: int,
     ) -> Tensor:
         heads = self._heads + 2 * self._kv_heads
         qkv = layer.qkv(self._rms(hidden, layer.input_norm)).unflatten(-1, (heads, -1))
@@ -128,11 +136,16 @@ class FusedForward:
             query, key = qk[:, :, : self._heads], qk[:, :, self._heads :]
             qk = torch.cat([self._rms(query, layer.q_norm), self._rms(key, layer.k_norm)], 2)
         qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, -1), sin)
-        query, key = qk[:, :, : self._heads].transpose(1, 2), qk[:, :, self._heads :].transpose(1, 2)
+        query, key = (
+            qk[:, :, : self._heads].transpose(1, 2),
+            qk[:, :, self._heads :].transpose(1, 2),
+        )
         keys, values = cache.ragged[index].update(key, value.transpose(1, 2))
         causal = mask is None and query.shape[2] > 1
         grouped = self._heads != self._kv_heads
-        mixed = F.scaled_dot_product_attention(query, keys, values, mask, is_causal=causal, enable_gqa=grouped)
+        mixed = F.scaled_dot_product_attention(
+            query, keys, values, mask, is_causal=causal, enable_gqa=grouped
+        )
         return layer.out(mixed.transpose(1, 2).flatten(2))
 
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ def load_model(
 ) -> Any:
     """A transformers model with a decoder, ready for inference.
 
-    ``dtype`` defaults to float32 on a CPU, where half precision is slow on many machines, and elsewhere to the
-    dtype the weights are stored in. Remote code is off unless asked for.
+    ``dtype`` defaults to float32 on a CPU, where half precision is slow on many machines, and
+    elsewhere to the dtype the weights are stored in. Remote code is off unless asked for.
 
     Raises:
         ModelLoadError: weights are missing or truncated, or the architecture generates nothing.

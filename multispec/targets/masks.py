@@ -37,7 +37,8 @@ def plan(
 ) -> Pass:
     """Positions and masks of a pass in which row b runs its root and the draft ``parents[b]``.
 
-    ``width`` is Q, the root and the largest draft; shorter rows are padded and their padding is never read.
+    ``width`` is Q, the root and the largest draft; shorter rows are padded and their padding is
+    never read.
     """
     chain = all(is_chain(tree) for tree in parents)
     steps = torch.arange(width, device=like.device)
@@ -49,8 +50,10 @@ def plan(
         return Pass(positions, dict.fromkeys(attention.kinds, _chain(lengths[0], width, like)))
     visible = _visible(starts, parents, steps, end, chain)
     keys = _key_positions(starts, depth, end)
-    return Pass(positions, {kind: _additive(_kind(visible, positions, keys, kind, attention), like)
-                            for kind in attention.kinds})
+    return Pass(
+        positions,
+        {kind: _additive(_kind(visible, positions, keys, kind, attention), like) for kind in attention.kinds},
+    )
 
 
 def _limited(attention: Attention, end: int) -> bool:

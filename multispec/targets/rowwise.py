@@ -1,7 +1,8 @@
 """One row at a time in a model's own cache: for models that take neither our masks nor our cache.
 
-Caches that can be cropped are cropped. Recurrent and convolutional states cannot: they are snapshot before
-a draft is scored, and after a rejection what was accepted is replayed, inside the next pass where it is short.
+Caches that can be cropped are cropped. Recurrent and convolutional states cannot: they are
+snapshot before a draft is scored, and after a rejection what was accepted is replayed, inside the
+next pass where it is short.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ class _Row:
 
 
 def snapshot(cache: Cache) -> Cache:
-    """A copy that later passes cannot change: states are cloned, keys and values only re-referenced.
+    """A copy that later passes cannot change: states are cloned, keys and values only
+    re-referenced.
 
-    Attention layers of a dynamic cache make new tensors when they grow, so their old ones stay as they are.
+    Attention layers of a dynamic cache make new tensors when they grow, so their old ones stay as
+    they are.
     """
     twin = copy.copy(cache)
     twin.layers = [_copy_layer(layer) for layer in cache.layers]
@@ -63,7 +66,11 @@ def _copy_layer(layer: Any) -> Any:
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         for name, value in vars(layer).items():
             if isinstance(value, dict):
-                setattr(twin, name, {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()})
+                setattr(
+                    twin,
+                    name,
+                    {k: v.clone() if isinstance(v, Tensor) else v for k, v in value.items()},
+                )
     return twin
 
 

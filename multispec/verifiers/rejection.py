@@ -18,10 +18,10 @@ from multispec.tree import children
 class Rejection:
     """The token ratio test, over chains and trees.
 
-    Chains: Leviathan et al. (2023), algorithm 1; Chen et al. (2023), algorithm 2. Siblings: recursive rejection,
-    without replacement as in Jeon et al. (2024, RSD) and Chen et al. (2024, Sequoia), algorithm 2; with
-    independent siblings as in Miao et al. (2024, SpecInfer), algorithm 2. Point masses have q = 1: accept x
-    with p(x), else remove it from p.
+    Chains: Leviathan et al. (2023), algorithm 1; Chen et al. (2023), algorithm 2. Siblings:
+    recursive rejection, without replacement as in Jeon et al. (2024, RSD) and Chen et al. (2024,
+    Sequoia), algorithm 2; with independent siblings as in Miao et al. (2024, SpecInfer), algorithm
+    2. Point masses have q = 1: accept x with p(x), else remove it from p.
     """
 
     name: ClassVar[str] = "rejection"
@@ -44,8 +44,14 @@ class Rejection:
             node, position = accepted, position + 1
 
     def _among(
-        self, draft: Draft, tokens: list[int], siblings: tuple[int, ...], p: Tensor, noise: Noise,
-        position: int, start: int,
+        self,
+        draft: Draft,
+        tokens: list[int],
+        siblings: tuple[int, ...],
+        p: Tensor,
+        noise: Noise,
+        position: int,
+        start: int,
     ) -> tuple[int | None, Tensor]:
         """The child that is accepted, if any, and the law p' that is left when none is."""
         q = _law_of(draft, siblings, p)

@@ -1,0 +1,331 @@
+"""From what a caller asks to the rows of a batch: prompts, methods by name, transformers' own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from multispec.catalog import Kind, find
+from multispec.drafters import DraftModel, PromptLookup
+from multispec.errors import PromptError, UnknownNameError, UsageError
+from multispec.modality import Modality
+from multispec.policies import Confidence, FixedLength, Heuristic
+from multispec.protocols import Drafter, Policy, Target, Verifier
+from multispec.row import Row, RowSettings
+from multispec.sampling import Sampling
+from multispec.settings import FromConfig, criteria_stops, read_config
+from multispec.stream import Prompt
+
+DEFAULT_NEW_TOKENS = 128
+# transformers' words for drafting, which select a drafter here.
+WORDS = frozenset(
+    "assistant_model num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
+    "prompt_lookup_num_tokens max_matching_ngram_size stop_strings".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The settings of ``Generator.generate``; ``words`` are transformers' own."""
+
+    drafter: Any = "auto"
+    verifier: Any = "coupled"
+    policy: Any = "auto"
+    sampling: Any = None
+    max_new_tokens: Any = None
+    stop: Any = None
+    generation_config: GenerationConfig | None = None
+    logits_processor: Any = None
+    stopping_criteria: Any = None
+    output_scores: bool = False
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(settings: Mapping[str, Any]) -> Asked:
+        """From keyword arguments.
+
+        Raises:
+            UnknownNameError: an option that nobody reads; names the nearest.
+        """
+        own = {one.name for one in fields(Asked)} - {"words"}
+        words = {name: value for name, value in settings.items() if name not in own}
+        check_words(words)
+        return Asked(**{name: value for name, value in settings.items() if name in own}, words=words)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready to run; ``strings`` are each row's stop strings, ``single`` says it was one prompt."""
+
+    rows: list[Row]
+    strings: list[tuple[str, ...]]
+    single: bool
+
+
+def check_words(words: Mapping[str, Any]) -> None:
+    """Refuse options that nobody reads.
+
+    Raises:
+        UnknownNameError: names the nearest option.
+    """
+    for word in words:
+        if word not in WORDS:
+            raise UnknownNameError("option", word, [*WORDS, *(one.name for one in fields(Asked)), "streamer"])
+
+
+class Methods:
+    """Names and objects to drafters, verifiers and policies; ``draft`` is what "auto" drafts with."""
+
+    def __init__(self, draft: Any = None) -> None:
+        self._draft = draft
+        self._model: DraftModel | None = None
+
+    def drafter(self, drafter: Any) -> Drafter | None:
+        """The drafter of that name; None and "none" are plain decoding.
+
+        Raises:
+            UnknownNameError: no such drafter.
+            UsageError: a draft model by name, and none was given.
+        """
+        if drafter is None or drafter == "none":
+            return None
+        if drafter == "auto":
+            default = self._default()
+            return PromptLookup() if default is None else default
+        if not isinstance(drafter, str):
+            chosen: Drafter = drafter
+            return chosen
+        entry = find("drafter", drafter, extra=("auto", "none"))
+        return self._needed() if entry.method is DraftModel else _made(entry.method)
+
+    def _default(self) -> DraftModel | None:
+        if self._draft is not None and self._model is None:
+            self._model = DraftModel(self._draft)
+        return self._model
+
+    def _needed(self) -> DraftModel:
+        default = self._default()
+        if default is None:
+            raise UsageError(
+                "drafter='draft_model' needs a draft model and none was given. Pass assistant_model=..., "
+                "draft=... to multispec.load, or drafter=multispec.drafters.DraftModel(model)."
+            )
+        return default
+
+    def verifier(self, verifier: Any) -> Verifier:
+        """The verifier of that name.
+
+        Raises:
+            UnknownNameError: no such verifier.
+        """
+        chosen: Verifier = _named("verifier", verifier)
+        return chosen
+
+    def policy(self, policy: Any) -> Policy:
+        """The policy of that name; "auto" is the drafter's own length.
+
+        Raises:
+            UnknownNameError: no such policy.
+        """
+        chosen: Policy = FixedLength() if policy in (None, "auto") else _named("policy", policy)
+        return chosen
+
+    def parts(
+        self, drafter: Any, verifier: Any, policy: Any, words: Mapping[str, Any]
+    ) -> tuple[Drafter | None, Verifier, Policy]:
+        """What these names, objects and transformers' words stand for."""
+        drafter, policy, _ = translate(words, drafter, policy, None)
+        return self.drafter(drafter), self.verifier(verifier), self.policy(policy)
+
+
+def _made(method: Any) -> Any:
+    return method()
+
+
+def _named(kind: Kind, method: Any) -> Any:
+    return _made(find(kind, method, extra=("auto",)).method) if isinstance(method, str) else method
+
+
+def translate(words: Mapping[str, Any], drafter: Any, policy: Any, stop: Any) -> tuple[Any, Any, Any]:
+    """transformers' words for drafting, as drafter, policy and stops.
+
+    Raises:
+        UnknownNameError: a schedule that does not exist.
+    """
+    count = words.get("num_assistant_tokens")
+    if words.get("assistant_model") is not None:
+        drafter = DraftModel(words["assistant_model"], num_draft_tokens=count or 5)
+    if words.get("prompt_lookup_num_tokens") is not None:
+        longest = words.get("max_matching_ngram_size") or 2
+        drafter = PromptLookup(max_ngram=longest, num_draft_tokens=words["prompt_lookup_num_tokens"])
+    stop = words.get("stop_strings") if words.get("stop_strings") is not None else stop
+    return drafter, _schedule(words, policy, count), stop
+
+
+def _schedule(words: Mapping[str, Any], policy: Any, count: int | None) -> Any:
+    schedule = words.get("num_assistant_tokens_schedule")
+    if schedule not in (None, "constant", "heuristic", "heuristic_transient"):
+        known = ["constant", "heuristic", "heuristic_transient"]
+        raise UnknownNameError("num_assistant_tokens_schedule", str(schedule), known)
+    if schedule in ("heuristic", "heuristic_transient"):
+        return Heuristic()
+    threshold = words.get("assistant_confidence_threshold")
+    if threshold:
+        return Confidence(threshold=threshold, max_draft_tokens=count or 20)
+    return FixedLength(num_draft_tokens=count) if count and policy == "auto" else policy
+
+
+def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, asked: Asked) -> Batch:
+    """The rows of a request, every setting checked before anything is computed.
+
+    Raises:
+        UsageError: a setting or a prompt that cannot be right.
+    """
+    drafter, policy, stop = translate(asked.words, asked.drafter, asked.policy, asked.stop)
+    prompts, single = _prompts(prompt, target, modality)
+    count = len(prompts)
+    drafters = [methods.drafter(one) for one in _per_row(drafter, count, "drafter")]
+    policies = [methods.policy(one) for one in _per_row(policy, count, "policy")]
+    samplings = _per_row(asked.sampling, count, "sampling")
+    lengths = _per_row(asked.max_new_tokens, count, "max_new_tokens")
+    config = None if asked.generation_config is None else read_config(asked.generation_config)
+    strings = [texts + (config.stop if config else ()) for texts in _stops(stop, count)]
+    maker = _RowMaker(target, modality, methods.verifier(asked.verifier), asked, config)
+    rows = [
+        maker.make(n, prompts[n], samplings[n], lengths[n], strings[n], drafters[n], policies[n])
+        for n in range(count)
+    ]
+    return Batch(rows, strings, single)
+
+
+@dataclass(frozen=True)
+class _RowMaker:
+    """What the rows of a batch have in common."""
+
+    target: Target
+    modality: Modality
+    verifier: Verifier
+    asked: Asked
+    config: FromConfig | None
+
+    def make(
+        self,
+        number: int,
+        prompt: Prompt,
+        sampling: Sampling | None,
+        length: int | None,
+        strings: tuple[str, ...],
+        drafter: Drafter | None,
+        policy: Policy,
+    ) -> Row:
+        spec, config = self.target.spec, self.config
+        chosen = sampling or (config.sampling if config else Sampling())
+        _check_ids(chosen, spec.vocab_size)
+        wanted = length if length is not None else (config.max_new_tokens if config else None)
+        room, note = _room(self.target, prompt, DEFAULT_NEW_TOKENS if wanted is None else wanted)
+        own = config.processors(len(prompt.ids)) if config else []
+        ends = config.end_ids if config is not None and config.end_ids is not None else spec.end_ids
+        settings = RowSettings(
+            prompt=prompt,
+            sampling=chosen,
+            verifier=self.verifier,
+            policy=policy,
+            max_new_tokens=room,
+            drafter=drafter,
+            end_ids=ends,
+            stops=(*self.modality.stops(prompt, strings), *criteria_stops(self.asked.stopping_criteria)),
+            processors=(*own, *(self.asked.logits_processor or ())),
+            keep_scores=self.asked.output_scores,
+        )
+        row = Row(number, settings, spec)
+        row.report.notes.extend([note] if note else [])
+        return row
+
+
+def _room(target: Target, prompt: Prompt, wanted: int) -> tuple[int, str]:
+    if wanted < 1:
+        raise UsageError(f"max_new_tokens must be >= 1: got {wanted}. Ask for one symbol at least.")
+    limit, length = target.context_length, len(prompt.ids)
+    if limit is None or length + wanted <= limit:
+        return wanted, ""
+    if length >= limit:
+        raise PromptError(
+            f"The prompt has {length} symbols and the model's context is {limit}: nothing can follow. "
+            "Shorten the prompt, or use a model with a longer context."
+        )
+    return limit - length, f"max_new_tokens cut from {wanted} to {limit - length}: the context is {limit}"
+
+
+def _prompts(prompt: Any, target: Target, modality: Modality) -> tuple[list[Prompt], bool]:
+    if isinstance(prompt, Tensor):
+        prompt = prompt.tolist()
+    batch = isinstance(prompt, (list, tuple)) and bool(prompt) and not isinstance(prompt[0], (int, Mapping))
+    listed = list(prompt) if batch else [prompt]
+    return [_prompt(one, modality, target.spec.vocab_size) for one in listed], not batch
+
+
+def _prompt(prompt: Any, modality: Modality, vocab_size: int) -> Prompt:
+    if isinstance(prompt, Tensor):
+        prompt = prompt.tolist()
+    if isinstance(prompt, Prompt):
+        found = prompt
+    elif isinstance(prompt, (list, tuple)) and all(isinstance(one, int) for one in prompt):
+        found = Prompt(ids=torch.tensor(list(prompt), dtype=torch.long))
+    else:
+        found = modality.encode(prompt)
+    return _checked(found, vocab_size)
+
+
+def _checked(prompt: Prompt, vocab_size: int) -> Prompt:
+    ids = prompt.ids
+    if ids.ndim != 1 or not len(ids):
+        raise PromptError(
+            f"A prompt needs at least one symbol: got shape {tuple(ids.shape)}. For an empty text, pass the "
+            "tokenizer's bos id, as [tokenizer.bos_token_id]."
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise PromptError(
+            f"Prompt ids must lie in [0, {vocab_size}): got {low if low < 0 else high}. "
+            "Is this the tokenizer that belongs to the model?"
+        )
+    return prompt
+
+
+def _per_row(value: Any, count: int, name: str) -> list[Any]:
+    """One value for all rows, or a list with one for each."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise UsageError(f"{name} must be one value or one per prompt: got {len(value)} for {count} prompts.")
+    return list(value)
+
+
+def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
+    """Stop strings per row: a string, several for all rows, or a list of them for each row."""
+    nested = isinstance(stop, (list, tuple)) and any(not isinstance(one, str) for one in stop)
+    shared = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    each = _per_row(stop, count, "stop") if nested else [shared] * count
+    found = [(one,) if isinstance(one, str) else tuple(one or ()) for one in each]
+    if any(not text for texts in found for text in texts):
+        raise UsageError(
+            f"A stop string must not be empty: got {stop!r}. An empty one would stop everywhere."
+        )
+    return found
+
+
+def _check_ids(sampling: Sampling, vocab_size: int) -> None:
+    named = {
+        "logit_bias": list(sampling.logit_bias),
+        "allowed_ids": list(sampling.allowed_ids or ()),
+        "bad_words": [token for word in sampling.bad_words for token in word],
+    }
+    for name, ids in named.items():
+        wrong = [token for token in ids if not 0 <= token < vocab_size]
+        if wrong:
+            raise UsageError(f"{name} names ids outside [0, {vocab_size}): got {wrong[:5]}. Drop them.")

@@ -1,0 +1,82 @@
+"""What a modality must offer to the front door, and the one that offers nothing: bare ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from multispec.errors import PromptError, UsageError
+from multispec.row import Stop
+from multispec.stream import Prompt
+
+
+class StreamDecoder(Protocol):
+    """Turns one row's symbols into output as they come; never gives half a character."""
+
+    def push(self, token: int) -> Any:
+        """What this symbol adds."""
+        ...
+
+    def finish(self) -> Any:
+        """What was held back."""
+        ...
+
+
+class Modality(Protocol):
+    """Between symbols and what people read, see or hear."""
+
+    def encode(self, prompt: Any) -> Prompt:
+        """A prompt of any form that this modality knows."""
+        ...
+
+    def stops(self, prompt: Prompt, strings: Sequence[str]) -> list[Stop]:
+        """Fresh stop rules for one row."""
+        ...
+
+    def decode(self, prompt: Prompt, tokens: Sequence[int], strings: Sequence[str]) -> Any:
+        """The output of a row, up to the first stop string, which is left out."""
+        ...
+
+    def stream(self, prompt: Prompt, strings: Sequence[str]) -> StreamDecoder:
+        """A decoder for one row."""
+        ...
+
+
+class IdsOnly:
+    """No modality: prompts are ids, and there is no output beside the tokens."""
+
+    def encode(self, prompt: Any) -> Prompt:
+        """Nothing but ids can be read.
+
+        Raises:
+            PromptError: always; words need a tokenizer.
+        """
+        raise PromptError(
+            f"Without a tokenizer a prompt must be ids or a Prompt: got {type(prompt).__name__}. "
+            "Pass tokenizer=... to multispec.load."
+        )
+
+    def stops(self, prompt: Prompt, strings: Sequence[str]) -> list[Stop]:
+        """None.
+
+        Raises:
+            UsageError: stop strings need a tokenizer.
+        """
+        if strings:
+            raise UsageError(
+                f"Stop strings need a tokenizer: got {list(strings)}. Pass tokenizer=... to multispec.load."
+            )
+        return []
+
+    def decode(self, prompt: Prompt, tokens: Sequence[int], strings: Sequence[str]) -> None:
+        """Nothing."""
+
+    def stream(self, prompt: Prompt, strings: Sequence[str]) -> StreamDecoder:
+        """A decoder that says nothing."""
+        return self
+
+    def push(self, token: int) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
