@@ -25,11 +25,11 @@ MAX_NODES = 256
 
 def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[Step]]:
     """Generate: yields the symbols that each round commits. Rows end up in ``rows`` themselves."""
-    with clock.measure("total"):
+    with working(clock):
         session, scores, drafting = _open(target, rows, clock)
     live, drafts = list(rows), {row.number: Draft.empty() for row in rows}
     while True:
-        with clock.measure("total"):
+        with working(clock):
             outcomes = verify(live, drafts, scores)
             commit(session, drafting, live, drafts, outcomes, scores)
             steps = [step for row in live for step in row.steps(len(outcomes[row.number].emitted))]
@@ -37,11 +37,18 @@ def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[S
         yield steps
         if not live:
             return
-        with clock.measure("total"):
+        with working(clock):
             with clock.measure("draft"):
                 drafts = drafting.propose(live)
             with clock.measure("verify"):
                 scores = score(session, live, drafts)
+
+
+@contextmanager
+def working(clock: Clock) -> Iterator[None]:
+    """The clock runs and gradients are off; never across a yield, where the caller's code runs."""
+    with clock.measure("total"), torch.inference_mode():
+        yield
 
 
 def score(session: TargetSession, live: Sequence[Row], drafts: Mapping[int, Draft]) -> dict[int, Tensor]:

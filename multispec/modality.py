@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from multispec.errors import PromptError, UsageError
 from multispec.row import Stop
 from multispec.stream import Prompt
 
 
+@runtime_checkable
 class StreamDecoder(Protocol):
     """Turns one row's symbols into output as they come; never gives half a character."""
 
@@ -22,6 +23,7 @@ class StreamDecoder(Protocol):
         ...
 
 
+@runtime_checkable
 class Modality(Protocol):
     """Between symbols and what people read, see or hear."""
 

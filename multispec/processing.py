@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -47,6 +47,7 @@ class Places:
         return rows
 
 
+@runtime_checkable
 class Rule(Protocol):
     """One step from logits to scores; pure."""
 
@@ -215,6 +216,7 @@ class TypicalP:
         return scores.masked_fill(drop.scatter(-1, order, drop), -torch.inf)
 
 
+@runtime_checkable
 class LogitsProcessor(Protocol):
     """transformers' own interface: ``processor(input_ids [1, S], scores [1, V]) -> scores [1, V]``."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Scores:
     calls: int = 1
 
 
+@runtime_checkable
 class TargetSession(Protocol):
     """A batch of rows inside a model; owns every cache. Rows are named by their number in ``prefill``."""
 
@@ -71,6 +72,7 @@ class TargetSession(Protocol):
         ...
 
 
+@runtime_checkable
 class Target(Protocol):
     """A model behind the core: begins sessions, says what it can do."""
 
@@ -153,6 +155,7 @@ class Context:
     device: torch.device
 
 
+@runtime_checkable
 class DraftSession(Protocol):
     """A drafter at work on some rows of a batch."""
 
@@ -174,6 +177,7 @@ class DraftSession(Protocol):
         ...
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """A way of drafting: a frozen dataclass that opens sessions."""
 
@@ -189,6 +193,7 @@ class Drafter(Protocol):
         ...
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """A rule of acceptance: a frozen dataclass with one method, and the promise it keeps."""
 
@@ -211,6 +216,7 @@ class Past:
     last_accepted: int = 0
 
 
+@runtime_checkable
 class Policy(Protocol):
     """How much to draft next: a frozen dataclass with one pure method."""
 
@@ -221,6 +227,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Turns symbols into media and back; used by the modalities, never by the core."""
 

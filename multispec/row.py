@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from multispec.stream import (
 from multispec.tree import depths, path_to
 
 
+@runtime_checkable
 class Stop(Protocol):
     """Called after each emitted symbol with all ids so far and its scores; True ends the row there."""
 
@@ -147,7 +148,7 @@ class Row:
     def _prefixes(self, draft: Draft) -> tuple[tuple[int, ...], ...]:
         if not self.pipeline.needs_prefix:
             return ((),) * (len(draft) + 1)
-        tokens = draft.tokens.tolist()
+        tokens = draft.ids
         paths = (path_to(draft.parents, node) for node in range(-1, len(draft)))
         return tuple(tuple(tokens[node] for node in path) for path in paths)
 

@@ -7,11 +7,12 @@ were drafted, on the batch, or on the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +23,7 @@ from multispec.errors import SamplingError
 MAX_SEED = 2**63 - 1
 # Above this many symbols, noise is hashed only where p > 0 (after top-k or top-p that is little).
 DENSE_VOCABULARY = 32_768
-_BLOCK = 16
+_BLOCK = 8
 
 
 def _require(holds: bool, rule: str, got: object, todo: str) -> None:
@@ -120,10 +121,7 @@ class Law:
 
     def invalid_places(self) -> list[int]:
         """Places where no symbol can be drawn: NaN, +inf, or -inf everywhere."""
-        top = self.scores.amax(-1)
-        if bool(torch.isfinite(top).all()):
-            return []
-        return [i for i, ok in enumerate(torch.isfinite(top).tolist()) if not ok]
+        return [i for i, top in enumerate(self.scores.amax(-1).tolist()) if not math.isfinite(top)]
 
 
 class Purpose(IntEnum):
@@ -135,6 +133,7 @@ class Purpose(IntEnum):
     RESIDUAL = 3
 
 
+@runtime_checkable
 class Noise(Protocol):
     """The three draws that the core makes. A position is counted from the first generated symbol."""
 
@@ -205,7 +204,7 @@ class CounterNoise:
     seed: int
     sample: int = 0
     slots: int = 1
-    _table: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _table: dict[object, dict[int, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def keys(self, positions: Sequence[int], purpose: Purpose, extra: int = 0) -> list[int]:
         """One 64-bit key per position."""
@@ -237,43 +236,41 @@ class CounterNoise:
         uniform = _uniform(_mix_tensor(keys[:, None] ^ codes))
         return uniform.log_().neg_().log_().neg_()
 
-    def _dense(self, positions: Sequence[int], size: int, device: torch.device) -> Tensor:
+    def _dense(self, positions: Sequence[int], scores: Tensor) -> Tensor:
+        """Noise of every symbol, in the dtype of ``scores``."""
         # Draft, target and the next round ask for the same positions: hash each block of them once.
-        first, last = positions[0] // _BLOCK, positions[-1] // _BLOCK
-        if max(positions) // _BLOCK > last or min(positions) // _BLOCK < first:
-            return self.gumbel(positions, size, device)
-        for block in [old for old in self._table if old < first or self._table[old].shape[1] != size]:
-            del self._table[block]
+        first, last = min(positions) // _BLOCK, max(positions) // _BLOCK
+        kind = (scores.shape[-1], scores.dtype, scores.device)
+        table = self._table.setdefault(kind, {})
+        for block in [old for old in table if old < first]:
+            del table[block]
         for block in range(first, last + 1):
-            if block not in self._table:
+            if block not in table:
                 span = range(block * _BLOCK, (block + 1) * _BLOCK)
-                self._table[block] = self.gumbel(span, size, device)
-        if first == last:
-            rows = self._table[first]
-        else:
-            rows = torch.cat([self._table[block] for block in range(first, last + 1)])
-        offset = first * _BLOCK
-        if len(positions) == positions[-1] - positions[0] + 1:
-            return rows[positions[0] - offset : positions[-1] - offset + 1]
-        return rows[torch.tensor(positions, device=device) - offset]
+                table[block] = self.gumbel(span, kind[0], scores.device).to(scores.dtype)
+        rows = table[first] if first == last else torch.cat([table[b] for b in range(first, last + 1)])
+        places = [position - first * _BLOCK for position in positions]
+        if places == list(range(places[0], places[0] + len(places))):
+            return rows[places[0] : places[0] + len(places)]
+        return rows[torch.tensor(places, device=scores.device)]
 
     def perturbed(self, law: Law, positions: Sequence[int]) -> Float[Tensor, "n V"]:
         """log p + G up to a constant per row; -inf where p is 0."""
         scores = law.scores
         size = scores.shape[-1]
         if size <= DENSE_VOCABULARY:
-            return scores + self._dense(positions, size, scores.device)
+            return scores + self._dense(positions, scores)
         return self._on_support(scores, positions)
 
     def _on_support(self, scores: Tensor, positions: Sequence[int]) -> Tensor:
         finite = scores > -torch.inf
         width = int(finite.sum(-1).max())
         if width > scores.shape[-1] // 4:
-            return scores + self.gumbel(positions, scores.shape[-1], scores.device)
+            return scores + self.gumbel(positions, scores.shape[-1], scores.device).to(scores.dtype)
         best, ids = scores.topk(width, dim=-1)
         noise = self._gumbel(positions, _symbol_codes(scores.shape[-1], scores.device)[ids])
-        full = torch.full_like(scores, -torch.inf, dtype=torch.float64)
-        return full.scatter_(-1, ids, best + noise)
+        full = torch.full_like(scores, -torch.inf)
+        return full.scatter_(-1, ids, best + noise.to(scores.dtype))
 
     def symbols(self, law: Law, positions: Sequence[int]) -> Int[Tensor, " n"]:
         """argmax(log p + G): the same symbol for the same seed, whatever was drafted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from multispec.errors import DraftError, UnsupportedError
 from multispec.report import Report
+from multispec.tree import is_chain
 
 DraftKind = Literal["point", "sampled", "without_replacement"]
 
@@ -44,6 +46,7 @@ class Allowed:
     symbols: tuple[int, ...]
 
 
+@runtime_checkable
 class Grammar(Protocol):
     """A pure function of the symbols generated so far; None leaves every symbol."""
 
@@ -109,10 +112,16 @@ class Draft:
     def __len__(self) -> int:
         return len(self.parents)
 
+    @cached_property
+    def ids(self) -> list[int]:
+        """The tokens as a list: read once, since on an accelerator reading waits for it."""
+        found: list[int] = self.tokens.tolist()
+        return found
+
     @property
     def is_chain(self) -> bool:
         """True when no node branches."""
-        return self.parents == tuple(range(-1, len(self.parents) - 1))
+        return is_chain(self.parents)
 
     @staticmethod
     def chain(tokens: Sequence[int] | Tensor, q: Tensor | None = None) -> Draft:
@@ -140,8 +149,8 @@ class Draft:
                 f"A draft is a tree whose parents come before their children (-1 is the root): "
                 f"got parents {self.parents}. Number the nodes from the root outwards."
             )
-        if len(self) and not 0 <= int(self.tokens.min()) <= int(self.tokens.max()) < vocab_size:
-            got = sorted(set(self.tokens.tolist()))
+        if len(self) and not 0 <= min(self.ids) <= max(self.ids) < vocab_size:
+            got = sorted(set(self.ids))
             raise DraftError(f"Draft ids must lie in [0, {vocab_size}): got {got}. Map them first.")
         self._check_q()
         return self

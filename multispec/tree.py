@@ -65,6 +65,7 @@ def ancestor_mask(parents: tuple[int, ...]) -> Tensor:
     return mask
 
 
+@lru_cache(maxsize=1024)
 def is_chain(parents: tuple[int, ...]) -> bool:
     """True when no node branches."""
     return parents == tuple(range(-1, len(parents) - 1))

@@ -151,8 +151,8 @@ class DraftModelSession:
 
     def observe(self, row: int, observation: Observation) -> None:
         """Roll the draft's cache back to what was committed."""
-        drafted = observation.draft.tokens.tolist()[:-1]
-        wrong = sum(1 for _ in drafted) - _common(drafted, observation.emitted)
+        drafted = observation.draft.ids[:-1]
+        wrong = len(drafted) - _common(drafted, observation.emitted)
         if wrong:
             place = self._rows[row]
             self._session.rewind(place, self._session.length(place) - wrong)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from multispec.protocols import Context, Request
 from multispec.stream import Draft, Observation, Prompt
 
 
+@runtime_checkable
 class RowDrafter(Protocol):
     """A drafter of one row.
 

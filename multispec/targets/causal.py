@@ -22,7 +22,7 @@ from multispec.protocols import Capabilities, TargetSession
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.targets.fused import FusedForward, can_pack
 from multispec.targets.masks import Attention
-from multispec.targets.ragged import Forward, ModuleForward, RaggedSession
+from multispec.targets.ragged import Forward, Metered, ModuleForward, RaggedSession
 from multispec.targets.rowwise import RowwiseSession
 from multispec.tree import path_to
 
@@ -156,7 +156,19 @@ class CausalTarget:
         """Which of the ways of running was chosen, for ``multispec doctor``."""
         return "rowwise" if self._forward is None else type(self._forward).__name__
 
-    def _choose(self, pack: bool, fused: bool) -> Forward | None:
+    def meter(self, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Put ``around`` the model's forward passes: to time them, or to look at them.
+
+        Raises:
+            UnsupportedError: this model runs in its own cache; wrap ``model.forward`` instead.
+        """
+        if self._forward is None:
+            raise UnsupportedError(
+                f"{type(self.model).__name__} runs in its own cache ({self.way}): wrap its forward yourself."
+            )
+        self._forward = Metered(self._forward, around)
+
+    def _choose(, pack: bool, fused: bool) -> Forward | None:
         ways: list[Callable[[], Forward]] = []
         attention = attention_of(self.model)
         if fused and FusedForward.fits(self.model):

@@ -22,10 +22,21 @@ class Attention:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: ``positions [B, Q]``, and an additive mask ``[B, 1, Q, L]`` per layer kind (None: causal)."""
+    """One pass: positions ``[B, Q]``, and an additive mask ``[B, 1, Q, L]`` per layer kind (None: causal).
 
-    positions: Tensor
+    A single row without branches runs from ``start`` to ``end``; others give their positions as ``table``.
+    """
+
     masks: Mapping[str, Tensor | None]
+    start: int = 0
+    end: int = 0
+    table: Tensor | None = None
+
+    def positions(self, device: torch.device) -> Tensor:
+        """The position of every symbol of the pass."""
+        if self.table is not None:
+            return self.table
+        return torch.arange(self.start, self.end, device=device)[None]
 
 
 def plan(
@@ -41,19 +52,20 @@ def plan(
     never read.
     """
     chain = all(is_chain(tree) for tree in parents)
+    end = max(lengths) + width
+    if len(lengths) == 1 and chain and not _limited(attention, end):
+        masks = dict.fromkeys(attention.kinds, _chain(lengths[0], width, like))
+        return Pass(masks, start=lengths[0], end=end)
     steps = torch.arange(width, device=like.device)
     starts = torch.tensor(lengths, device=like.device)[:, None]
     depth = steps.expand(len(parents), -1) if chain else _depths(parents, width).to(like.device)
     positions = starts + depth
-    end = max(lengths) + width
-    if len(lengths) == 1 and chain and not _limited(attention, end):
-        return Pass(positions, dict.fromkeys(attention.kinds, _chain(lengths[0], width, like)))
     visible = _visible(starts, parents, steps, end, chain)
     keys = _key_positions(starts, depth, end)
-    return Pass(
-        positions,
-        {kind: _additive(_kind(visible, positions, keys, kind, attention), like) for kind in attention.kinds},
-    )
+    masks = {
+        kind: _additive(_kind(visible, positions, keys, kind, attention), like) for kind in attention.kinds
+    }
+    return Pass(masks, table=positions)
 
 
 def _limited(attention: Attention, end: int) -> bool:

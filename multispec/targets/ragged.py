@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from multispec.stream import Draft, Prompt
 from multispec.targets.masks import Attention, Pass, plan
 
 
+@runtime_checkable
 class Forward(Protocol):
     """One pass of a model over ``ids [B, Q]``; logits ``[B, Q, V]``, or only at ``keep`` (columns)."""
 
@@ -58,13 +59,27 @@ class ModuleForward:
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=step.positions,
+            position_ids=step.positions(self.like.device),
             past_key_values=cache,
             use_cache=True,
             **extra,
         )
         logits: Tensor = out.logits
         return logits if keep is None or self._keeps else logits[:, keep]
+
+
+class Metered:
+    """Another forward with something around each pass: a clock, a counter."""
+
+    def __init__(
+        self, forward: Forward, around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+    ) -> None:
+        self.layers, self.attention, self.like = forward.layers, forward.attention, forward.like
+        self._run = around(forward.__call__)
+
+    def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
+        """Run the other."""
+        return self._run(ids, step, cache, keep)
 
 
 class RaggedSession:
@@ -79,7 +94,6 @@ class RaggedSession:
         # Short rows are padded to the longest draft, so every row needs room for a whole pass.
         self.cache = RaggedCache(forward.layers, len(prompts), max(capacity) + nodes + 2)
 
-    @torch.inference_mode()
     def prefill(self) -> Scores:
         """Run all prompts in one pass; logits after the last symbol of each."""
         device = self.forward.like.device
@@ -100,22 +114,34 @@ class RaggedSession:
         ledger.open(width, self.forward.like.device)
         return plan(ledger.lengths, parents, width, self.forward.attention, self.forward.like)
 
-    @torch.inference_mode()
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run the root and the draft of these rows in one pass; rows left out idle along."""
-        device = self.forward.like.device
+        if len(self.rows) == 1:
+            return self._score_one(roots[0], drafts[0])
         width = 1 + max(map(len, drafts))
-        ids = torch.zeros((len(self.rows), width), dtype=torch.long, device=device)
         places = [self.rows.index(row) for row in rows]
         parents: list[tuple[int, ...]] = [()] * len(self.rows)
-        for place, root, draft in zip(places, roots, drafts, strict=True):
+        for place, draft in zip(places, drafts, strict=True):
             parents[place] = draft.parents
-            ids[place, 0] = root
-            if len(draft):
-                ids[place, 1 : len(draft) + 1] = draft.tokens
+        ids = self._ids(places, roots, drafts, width)
         logits = self.forward(ids, self._plan(parents, width), self.cache, None)
         pairs = zip(places, drafts, strict=True)
         return Scores(logits=[logits[place, : len(draft) + 1] for place, draft in pairs])
+
+    def _score_one(self, root: int, draft: Draft) -> Scores:
+        ids = torch.tensor([[root, *draft.ids]], device=self.forward.like.device)
+        step = self._plan([draft.parents], ids.shape[1])
+        return Scores(logits=[self.forward(ids, step, self.cache, None)[0]])
+
+    def _ids(
+        self, places: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft], width: int
+    ) -> Tensor:
+        device = self.forward.like.device
+        ids = torch.zeros((len(self.rows), width), dtype=torch.long, device=device)
+        for place, root, draft in zip(places, roots, drafts, strict=True):
+            ids[place, 0] = root
+            ids[place, 1 : len(draft) + 1] = draft.tokens
+        return ids
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
         """Keep the root and the path of each row."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from multispec.stream import Draft, Prompt
 _REPLAY_LIMIT = 8
 
 
+@runtime_checkable
 class Runner(Protocol):
     """How one row of a model is run."""
 
@@ -88,7 +89,6 @@ class RowwiseSession:
         self.replays = 0
         self._rows = {number: _Row(prompt) for number, prompt in enumerate(prompts)}
 
-    @torch.inference_mode()
     def prefill(self) -> Scores:
         """Run each prompt."""
         logits = []
@@ -98,7 +98,6 @@ class RowwiseSession:
             logits.append(scores)
         return Scores(logits=logits)
 
-    @torch.inference_mode()
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run each row's leftovers, its root and its draft."""
         triples = zip(rows, roots, drafts, strict=True)
@@ -111,7 +110,7 @@ class RowwiseSession:
                 "A tree of drafts needs attention that takes a mask of ancestors; this model runs in its own "
                 "cache, one row at a time. Use a drafter that drafts chains."
             )
-        row.fed = [*row.pending, root, *draft.tokens.tolist()]
+        row.fed = [*row.pending, root, *draft.ids]
         row.drafted = len(draft)
         row.snapshot = None if croppable(row.cache) else snapshot(row.cache)
         if row.snapshot is None:
@@ -123,7 +122,6 @@ class RowwiseSession:
             return self.runner.step(ids, cache, keep)
         return torch.cat([self.runner.step([token], cache, 1) for token in ids])[-keep:]
 
-    @torch.inference_mode()
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
         """Crop what was rejected, or go back to the snapshot and remember what to replay."""
         for number, path in zip(rows, paths, strict=True):

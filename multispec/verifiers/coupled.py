@@ -34,7 +34,7 @@ class Coupled:
         x = noise.symbols(p, [start + d for d in depth]).tolist()
         if not len(draft):
             return Verdict(path=(), tokens=(x[0],))
-        drafted, below = draft.tokens.tolist(), children(draft.parents)
+        drafted, below = draft.ids, children(draft.parents)
         path: list[int] = []
         node = -1
         while True:

@@ -31,7 +31,7 @@ class Rejection:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, start: int) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        probs, below, tokens = p.probs, children(draft.parents), draft.tokens.tolist()
+        probs, below, tokens = p.probs, children(draft.parents), draft.ids
         path: list[int] = []
         node, position = -1, start
         while True:

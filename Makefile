@@ -1,0 +1,26 @@
+.DEFAULT_GOAL := help
+.PHONY: demo test check bench clean help setup
+
+demo: setup ## generate with the embedded models, plain and speculative side by side
+	.venv/bin/multispec demo $(ARGS)
+
+test: setup ## run the tests; make test ARGS="tests/core -x" runs some of them
+	.venv/bin/python -m pytest $(ARGS)
+
+check: setup ## run every gate: format, lint, types, import contract
+	scripts/check
+
+bench: setup ## run the text benchmark
+	.venv/bin/python recipes/benchmark_text.py $(ARGS)
+
+setup: ## make .venv with the tested versions, if it is not up to date
+	@scripts/setup
+
+clean: ## remove builds and caches; .venv and runs stay
+	rm -rf build dist *.egg-info .bench .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find multispec modalities assets recipes scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | while IFS='	' read -r name text; do \
+		printf 'make %-8s %s\n' "$$name" "$$text"; done

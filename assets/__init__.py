@@ -1,0 +1,1 @@
+"""The embedded models: read with `importlib.resources.files("multispec.assets")`."""

@@ -1,0 +1,16 @@
+"""What every test relies on: one thread, no network, models imported before shapes are checked."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+# Read when torch and transformers are imported, here and in the programs that tests start. On tiny
+# tensors more threads only wait for each other: a hundred times slower where other programs run.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# What a shape-checked module imports first is compiled anew, ten seconds of it, so import it here.
+import_module("transformers.generation.utils")
