@@ -51,6 +51,7 @@ class Speculative:
         _refuse(generation_config, synced_gpus)
         target = self._target(model)
         rows = self._rows(
+            model,
             target,
             input_ids,
             logits_processor,
@@ -76,6 +77,7 @@ class Speculative:
 
     def _rows(
         self,
+        model: Any,
         target: Target,
         input_ids: Tensor,
         processors: Any,
@@ -87,7 +89,7 @@ class Speculative:
         ends, stops, length = _split(criteria, target.spec.end_ids)
         seed = self._seed if self._seed is not None else int(torch.randint(2**62, ()))
         copies = config.num_return_sequences or 1
-        prompts = _prompts(input_ids, model_kwargs, bool(target.model.config.is_encoder_decoder))
+        prompts = _prompts(input_ids, model_kwargs, bool(model.config.is_encoder_decoder))
         rows = []
         for number, (prompt, padding) in enumerate(prompts):
             sampling = Sampling(
@@ -151,8 +153,8 @@ def _refuse(config: Any, synced_gpus: bool) -> None:
     asked = [name for name, is_asked in reasons.items() if is_asked]
     if asked:
         raise UnsupportedError(
-            f"Speculative decoding here cannot do {', '.join(asked)}: drafted symbols that are rejected have no "
-            "place in them. Leave it out, or call generate without custom_generate."
+            f"Speculative decoding here cannot do {', '.join(asked)}: drafted symbols that are rejected "
+            "have no place in them. Leave it out, or call generate without custom_generate."
         )
 
 

@@ -22,11 +22,12 @@ Exactness = Literal["seed", "law", "group", "bounded", "heuristic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a target can do; ``why`` names the reason for each thing it cannot."""
+    """What a target can do, the ``way`` it is run, and ``why`` it cannot do the rest."""
 
     supports_tree: bool = True
     supports_rewind: bool = True
     exposes_hidden_states: bool = False
+    way: str = ""
     why: str = ""
 
 
@@ -75,16 +76,6 @@ class TargetSession(Protocol):
 @runtime_checkable
 class Target(Protocol):
     """A model behind the core: begins sessions, says what it can do."""
-
-    @property
-    def model(self) -> Any:
-        """The model itself, whatever it is."""
-        ...
-
-    @property
-    def way(self) -> str:
-        """How it is run, in a word, for ``multispec doctor``."""
-        ...
 
     @property
     def spec(self) -> StreamSpec:

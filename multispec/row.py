@@ -160,9 +160,9 @@ class Row:
             if node + 1 in invalid:
                 rule = self.pipeline.culprit(logits, places, node + 1)
                 raise InvalidLogitsError(
-                    f"No symbol can be drawn at position {self.history.position + depth} of row {self.number}: "
-                    f"after {rule} the scores are NaN, +inf or -inf everywhere. Check that rule, or the model's "
-                    "weights and dtype."
+                    f"No symbol can be drawn at position {self.history.position + depth} of row "
+                    f"{self.number}: after {rule} the scores are NaN, +inf or -inf everywhere. Check that "
+                    "rule, or the model's weights and dtype."
                 )
 
     def _trim(self, verdict: Verdict, law: Law) -> Outcome:

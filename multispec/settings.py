@@ -23,14 +23,14 @@ from multispec.sampling import Sampling
 
 # Fields that say nothing about which symbols come out, or that are read elsewhere.
 _HARMLESS = frozenset(
-    "transformers_version use_cache pad_token_id bos_token_id decoder_start_token_id max_length max_new_tokens "
-    "eos_token_id do_sample temperature top_k top_p min_p typical_p repetition_penalty bad_words_ids "
-    "min_new_tokens stop_strings no_repeat_ngram_size sequence_bias suppress_tokens begin_suppress_tokens "
-    "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
-    "prompt_lookup_num_tokens max_matching_ngram_size assistant_lookbehind target_lookbehind "
-    "return_dict_in_generate output_scores output_logits cache_implementation is_assistant "
-    "return_legacy_cache disable_compile compile_config prefill_chunk_size num_return_sequences "
-    "trust_remote_code _from_model_config".split()
+    "transformers_version use_cache pad_token_id bos_token_id decoder_start_token_id max_length "
+    "max_new_tokens eos_token_id do_sample temperature top_k top_p min_p typical_p "
+    "repetition_penalty bad_words_ids min_new_tokens stop_strings no_repeat_ngram_size sequence_bias "
+    "suppress_tokens begin_suppress_tokens num_assistant_tokens num_assistant_tokens_schedule "
+    "assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size "
+    "assistant_lookbehind target_lookbehind return_dict_in_generate output_scores output_logits "
+    "cache_implementation is_assistant return_legacy_cache disable_compile compile_config "
+    "prefill_chunk_size num_return_sequences trust_remote_code _from_model_config".split()
 )
 
 

@@ -62,9 +62,7 @@ class Lessons:
         return {kind: Windows(np.arange(a, b), seed, jitter=False) for kind, a, b in spans}
 
 
-def hidden_states(
-    model: LlamaForCausalLM, rows: Tensor, cache: DynamicCache | None = None
-) -> Tensor:
+def hidden_states(model: LlamaForCausalLM, rows: Tensor, cache: DynamicCache | None = None) -> Tensor:
     """Hidden states `[B, S, D]` of token rows `[B, S]`, after the last norm."""
     with autocast(str(model.device)):
         out = model.model(input_ids=rows, past_key_values=cache, use_cache=cache is not None)
@@ -92,9 +90,7 @@ def sample(model: LlamaForCausalLM, prompts: Tensor, length: int, seed: int) -> 
     return torch.cat(rows, 1).cpu(), torch.cat(hidden, 1).half().cpu()
 
 
-def collect(
-    job: Callable[[int], Scored], jobs: int, minutes: float, pool: ThreadPoolExecutor
-) -> Scored:
+def collect(job: Callable[[int], Scored], jobs: int, minutes: float, pool: ThreadPoolExecutor) -> Scored:
     """Run numbered jobs, two at a time, until all are done or the time is over; flatten rows."""
     end, parts = time.monotonic() + 60 * minutes, list[Scored]()
     while len(parts) < jobs and (time.monotonic() < end or not parts):

@@ -121,8 +121,7 @@ def llama(settings: Settings, role: str) -> LlamaForCausalLM:
     """Return a fresh target or draft with two key heads and tied embeddings."""
     prefix = "draft_" if role == "draft" else ""
     hidden, head_dim, layers, intermediate = (
-        int(getattr(settings, prefix + name))
-        for name in ("hidden", "head_dim", "layers", "intermediate")
+        int(getattr(settings, prefix + name)) for name in ("hidden", "head_dim", "layers", "intermediate")
     )
     config = LlamaConfig(
         vocab_size=settings.vocab_size,
@@ -193,9 +192,7 @@ def target_stage(settings: Settings, pool: ThreadPoolExecutor) -> None:
     trainer.run(lambda seen, n: batches(windows, shares, seen, settings.batch_tokens // n, n))
 
 
-def lessons(
-    settings: Settings, target: LlamaForCausalLM, pool: ThreadPoolExecutor
-) -> distil.Lessons:
+def lessons(settings: Settings, target: LlamaForCausalLM, pool: ThreadPoolExecutor) -> distil.Lessons:
     """Return what the draft learns from, kept in a file for the next time."""
     path = settings.folder / "lessons.safetensors"
     if not path.exists():

@@ -68,8 +68,8 @@ class Text:
     def _chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         if not getattr(self.tokenizer, "chat_template", None):
             raise PromptError(
-                "This tokenizer has no chat template, so messages cannot be laid out. Pass one string, or set "
-                "tokenizer.chat_template."
+                "This tokenizer has no chat template, so messages cannot be laid out. Pass one string, or "
+                "set tokenizer.chat_template."
             )
         text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

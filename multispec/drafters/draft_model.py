@@ -61,7 +61,8 @@ class DraftModel:
         own, theirs = self._target.spec.vocab_size, context.vocab_size
         if abs(own - theirs) > _PADDING:
             raise IncompatibleModelsError(
-                f"Draft and target must share a vocabulary: the draft has {own} symbols, the target {theirs}. "
+                f"Draft and target must share a vocabulary: the draft has {own} symbols, the target "
+                f"{theirs}. "
                 "Use a draft of the same family, or a drafter that needs no vocabulary (prompt_lookup)."
             )
         return DraftModelSession(self._target, context, self.num_draft_tokens)

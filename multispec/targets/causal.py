@@ -148,7 +148,7 @@ class CausalTarget:
             self._runner = CausalRunner(model)
             self._parallel = continues(model, self._runner)
         self.capabilities = Capabilities(
-            supports_tree=self._forward is not None, why="; ".join(self._reasons)
+            supports_tree=self._forward is not None, way=self.way, why="; ".join(self._reasons)
         )
 
     @property
@@ -168,7 +168,7 @@ class CausalTarget:
             )
         self._forward = Metered(self._forward, around)
 
-    def _choose(, pack: bool, fused: bool) -> Forward | None:
+    def _choose(self, pack: bool, fused: bool) -> Forward | None:
         ways: list[Callable[[], Forward]] = []
         attention = attention_of(self.model)
         if fused and FusedForward.fits(self.model):

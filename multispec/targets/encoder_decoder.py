@@ -102,10 +102,10 @@ class EncoderDecoderTarget:
         self.spec = StreamSpec(slots=(Slot(size=vocabulary(model)),), end_ids=end_ids(model))
         self.context_length = context_length(model)
         self.device: torch.device = next(model.parameters()).device
-        why = "a decoder with cross-attention runs in its own cache, which takes no mask of ancestors"
-        self.capabilities = Capabilities(supports_tree=False, why=why)
-        self._runner = EncoderDecoderRunner(model)
         self.way = "rowwise"
+        why = "a decoder with cross-attention runs in its own cache, which takes no mask of ancestors"
+        self.capabilities = Capabilities(supports_tree=False, way=self.way, why=why)
+        self._runner = EncoderDecoderRunner(model)
 
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
