@@ -226,7 +226,9 @@ class _RowMaker:
         spec, config = self.target.spec, self.config
         chosen = sampling or (config.sampling if config else Sampling())
         _check_ids(chosen, spec.vocab_size)
-        wanted = length if length is not None else (config.max_new_tokens if config else None)
+        wanted = length
+        if wanted is None and config is not None:
+            wanted = config.new_tokens(len(prompt.ids))
         room, note = _room(self.target, prompt, DEFAULT_NEW_TOKENS if wanted is None else wanted)
         own = config.processors(len(prompt.ids)) if config else []
         ends = config.end_ids if config is not None and config.end_ids is not None else spec.end_ids

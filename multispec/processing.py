@@ -96,9 +96,9 @@ class BadWords:
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
         scores = scores.clone()
-        longest = max(map(len, self.words)) - 1
+        start = max(len(places.history) - max(map(len, self.words)) + 1, 0)
         for row, drafted in enumerate(places.drafted):
-            tail = (*places.history.ids[len(places.history) - longest :], *drafted) if longest else ()
+            tail = (*places.history.ids[start:], *drafted)
             banned = [w[-1] for w in self.words if tail[len(tail) - len(w) + 1 :] == w[:-1]]
             scores[row, banned] = -torch.inf
         return scores

@@ -56,6 +56,10 @@ class TargetSession(Protocol):
         """Keep the last committed symbol and the nodes on each path; roll the rest back."""
         ...
 
+    def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> Sequence[Tensor]:
+        """Run and commit one symbol per row: logits ``[1, V]`` each. A plain step, in one call."""
+        ...
+
     def checkpoint(self, row: int) -> None:
         """Remember where a row stands, for states that cannot be cropped."""
         ...

@@ -23,7 +23,7 @@ from multispec.errors import SamplingError
 MAX_SEED = 2**63 - 1
 # Above this many symbols, noise is hashed only where p > 0 (after top-k or top-p that is little).
 DENSE_VOCABULARY = 32_768
-_BLOCK = 8
+_BLOCK = 4
 
 
 def _require(holds: bool, rule: str, got: object, todo: str) -> None:
@@ -84,6 +84,14 @@ class Sampling:
         return self.temperature == 0
 
 
+def best(scores: Float[Tensor, "n V"]) -> Int[Tensor, " n"]:
+    """argmax of each row; the first of equals."""
+    if scores.device.type == "cpu":
+        # The same answer from numpy, which takes an eighth of the time on a few rows.
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
 class Law:
     """The law of the next symbol at ``n`` places: processed ``scores [n, V]``, -inf where p is 0.
 
@@ -104,7 +112,7 @@ class Law:
     @cached_property
     def mode(self) -> Int[Tensor, " n"]:
         """The most probable symbol; the first of equals."""
-        return self.scores.argmax(-1)
+        return best(self.scores)
 
     @cached_property
     def probs(self) -> Float[Tensor, "n V"]:
@@ -274,7 +282,7 @@ class CounterNoise:
 
     def symbols(self, law: Law, positions: Sequence[int]) -> Int[Tensor, " n"]:
         """argmax(log p + G): the same symbol for the same seed, whatever was drafted."""
-        return law.mode if law.greedy else self.perturbed(law, positions).argmax(-1)
+        return law.mode if law.greedy else best(self.perturbed(law, positions))
 
     def choose(
         self, probs: Float[Tensor, "n V"], positions: Sequence[int], purpose: Purpose, key: int = 0

@@ -30,8 +30,24 @@ _HARMLESS = frozenset(
     "assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size "
     "assistant_lookbehind target_lookbehind return_dict_in_generate output_scores output_logits "
     "cache_implementation is_assistant return_legacy_cache disable_compile compile_config "
-    "prefill_chunk_size num_return_sequences trust_remote_code _from_model_config".split()
+    "prefill_chunk_size renormalize_logits early_stopping length_penalty trust_remote_code "
+    "_from_model_config".split()
 )
+# Where another value than None and False also asks for nothing. In general it does: 0 and 1 are ids in
+# forced_eos_token_id, True is a wish in remove_invalid_values.
+_NEUTRAL: dict[str, float] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "guidance_scale": 1,
+    "encoder_repetition_penalty": 1,
+    "encoder_no_repeat_ngram_size": 0,
+    "diversity_penalty": 0,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "penalty_alpha": 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +56,16 @@ class FromConfig:
 
     sampling: Sampling
     max_new_tokens: int | None
+    max_length: int | None
     end_ids: tuple[int, ...] | None
     stop: tuple[str, ...]
     processors: Callable[[int], list[LogitsProcessor]]
+
+    def new_tokens(self, prompt_length: int) -> int | None:
+        """How many symbols may follow such a prompt; None where the config names no length."""
+        if self.max_new_tokens is not None or self.max_length is None:
+            return self.max_new_tokens
+        return self.max_length - prompt_length
 
 
 def read_config(config: GenerationConfig) -> FromConfig:
@@ -57,6 +80,7 @@ def read_config(config: GenerationConfig) -> FromConfig:
     return FromConfig(
         sampling=_sampling(config),
         max_new_tokens=config.max_new_tokens,
+        max_length=config.max_length,
         end_ids=None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,),
         stop=() if stops is None else (stops,) if isinstance(stops, str) else tuple(stops),
         processors=lambda prompt_length: _processors(config, prompt_length),
@@ -66,7 +90,8 @@ def read_config(config: GenerationConfig) -> FromConfig:
 def _refuse(config: GenerationConfig) -> None:
     default = GenerationConfig().to_dict()
     for name, value in config.to_dict().items():
-        if name in _HARMLESS or value == default.get(name) or value in (None, False, 1, 1.0, 0, 0.0):
+        off = value is None or value is False or value == default.get(name)
+        if off or name in _HARMLESS or (name in _NEUTRAL and value == _NEUTRAL[name]):
             continue
         raise UnsupportedError(
             f"The generation config sets {name}={value!r}, which speculative decoding here does not do. "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,6 +71,8 @@ class DraftModel:
 def fit(logits: Tensor, vocab_size: int) -> Tensor:
     """Draft logits on the target's vocabulary: padding is cut, missing symbols get no mass."""
     missing = vocab_size - logits.shape[-1]
+    if missing == 0:
+        return logits
     return F.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocab_size]
 
 
@@ -79,6 +81,8 @@ class _Walk:
     """One row while it is being drafted for."""
 
     request: Request
+    place: int
+    start: int
     logits: Tensor
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
@@ -94,7 +98,11 @@ class DraftModelSession:
         # A draft may run past the row's capacity by what the target has not verified yet.
         capacity = [context.capacity[row] + max(nodes, 32) for row in context.prompts]
         self._chunk = max(nodes, 32)
-        prompts = list(context.prompts.values())
+        # Symbols that only the target has are any symbol to the draft: whatever it then says is advice.
+        self._largest = target.spec.vocab_size - 1
+        prompts = [
+            replace(prompt, ids=prompt.ids.clamp(max=self._largest)) for prompt in context.prompts.values()
+        ]
         self._session: TargetSession = target.begin(prompts, capacity, self._chunk)
         self._session.prefill()
         self.calls = 1
@@ -103,8 +111,9 @@ class DraftModelSession:
         """Catch up with what was committed, then draft all rows in lockstep."""
         asked = [request for request in requests if request.budget.nodes > 0]
         walks = {walk.request.row: walk for walk in self._catch_up(asked)}
-        self._draw(walks.values())
-        while live := [walk for walk in walks.values() if not walk.done]:
+        live = list(walks.values())
+        self._draw(live)
+        while live := [walk for walk in live if not walk.done]:
             self._step(live)
             self._draw(live)
         empty = Draft.empty()
@@ -120,35 +129,41 @@ class DraftModelSession:
             behind = {row: behind[row][self._chunk :] for row in rows if len(behind[row]) > self._chunk}
         for request in requests:
             self._session.checkpoint(self._rows[request.row])
-        return [_Walk(request, logits[request.row]) for request in requests]
+        return [_Walk(r, self._rows[r.row], r.round_start, logits[r.row]) for r in requests]
 
     def _run(self, rows: Sequence[int], parts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """Commit these symbols to the draft's cache; the logits after each row's last."""
         places = [self._rows[row] for row in rows]
+        parts = [[min(token, self._largest) for token in part] for part in parts]
         drafts = [Draft.chain(part[1:]) if len(part) > 1 else Draft.empty() for part in parts]
         scores = self._session.score(places, [part[0] for part in parts], drafts)
         self._session.commit(places, [tuple(range(len(draft))) for draft in drafts])
         self.calls += 1
-        device, size = self._context.device, self._context.vocab_size
-        pairs = zip(rows, scores.logits, strict=True)
-        return {row: fit(logits[-1:].to(device), size) for row, logits in pairs}
+        return {row: self._fit(logits[-1:]) for row, logits in zip(rows, scores.logits, strict=True)}
 
     def _step(self, walks: Sequence[_Walk]) -> None:
-        rows = [walk.request.row for walk in walks]
-        logits = self._run(rows, [walk.tokens[-1:] for walk in walks])
-        for walk in walks:
-            walk.logits = logits[walk.request.row]
+        places = [walk.place for walk in walks]
+        found = self._session.extend(places, [walk.tokens[-1] for walk in walks])
+        self.calls += 1
+        for walk, logits in zip(walks, found, strict=True):
+            walk.logits = self._fit(logits)
 
-    def _draw(self, walks: Any) -> None:
+    def _fit(self, logits: Tensor) -> Tensor:
+        return fit(logits.to(self._context.device), self._context.vocab_size)
+
+    def _draw(self, walks: Sequence[_Walk]) -> None:
         for walk in walks:
-            request = walk.request
+            request, count = walk.request, len(walk.tokens)
             law = request.pipeline.law(walk.logits, Places(request.history, (tuple(walk.tokens),)))
-            walk.tokens.append(_draw(law, request, len(walk.tokens)))
-            if not request.coupled:
+            if request.coupled:
+                walk.tokens.append(int(request.noise.symbols(law, (walk.start + count,))))
+            else:
+                walk.tokens.append(_own_draw(law, request, walk.start + count))
                 walk.q.append(law.probs)
             # The unsure symbol is kept: dropping a drawn symbol would bias the output.
-            unsure = request.budget.confidence > 0 and float(law.probs.max()) < request.budget.confidence
-            walk.done = unsure or len(walk.tokens) >= request.budget.nodes
+            limit = request.budget.confidence
+            unsure = limit > 0 and float(law.probs.max()) < limit
+            walk.done = unsure or count + 1 >= request.budget.nodes
 
     def observe(self, row: int, observation: Observation) -> None:
         """Roll the draft's cache back to what was committed."""
@@ -163,10 +178,8 @@ class DraftModelSession:
         self._session.drop([self._rows[row] for row in rows])
 
 
-def _draw(law: Law, request: Request, depth: int) -> int:
-    position = request.round_start + depth
-    if request.coupled:
-        return int(request.noise.symbols(law, [position]))
+def _own_draw(law: Law, request: Request, position: int) -> int:
+    """A draw from noise that the verifier does not use."""
     return int(request.noise.choose(law.probs, [position], Purpose.DRAFT, request.round_start))
 
 

@@ -92,6 +92,9 @@ class RaggedSession:
         self.prompts = prompts
         self.rows = list(range(len(prompts)))
         # Short rows are padded to the longest draft, so every row needs room for a whole pass.
+        self._one = torch.zeros((1, 1), dtype=torch.long, device=forward.like.device)
+        self._windowed = set(forward.attention.kinds) != {"full_attention"}
+        self._no_masks = dict.fromkeys(forward.attention.kinds)
         self.cache = RaggedCache(forward.layers, len(prompts), max(capacity) + nodes + 2)
 
     def prefill(self) -> Scores:
@@ -127,6 +130,27 @@ class RaggedSession:
         logits = self.forward(ids, self._plan(parents, width), self.cache, None)
         pairs = zip(places, drafts, strict=True)
         return Scores(logits=[logits[place, : len(draft) + 1] for place, draft in pairs])
+
+    def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
+        """Run and commit one symbol per row."""
+        if len(self.rows) == 1:
+            return [self._extend_one(tokens[0])]
+        scores = self.score(rows, tokens, [Draft.empty()] * len(rows))
+        self.commit(rows, [()] * len(rows))
+        return list(scores.logits)
+
+    def _extend_one(self, token: int) -> Tensor:
+        # The inner loop of drafting: one symbol sees all, so there is no mask to make.
+        ledger = self.cache.ledger
+        start = ledger.lengths[0]
+        if self._windowed:
+            step = self._plan([()], 1)
+        else:
+            ledger.end, ledger.slots = start + 1, None
+            step = Pass(self._no_masks, start=start, end=start + 1)
+        logits = self.forward(self._one.fill_(token), step, self.cache, None)[0]
+        ledger.lengths[0] = start + 1
+        return logits
 
     def _score_one(self, root: int, draft: Draft) -> Scores:
         ids = torch.tensor([[root, *draft.ids]], device=self.forward.like.device)

@@ -104,6 +104,12 @@ class RowwiseSession:
         logits = [self._score(self._rows[row], root, draft) for row, root, draft in triples]
         return Scores(logits=logits)
 
+    def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
+        """Run and commit one symbol per row."""
+        scores = self.score(rows, tokens, [Draft.empty()] * len(rows))
+        self.commit(rows, [()] * len(rows))
+        return list(scores.logits)
+
     def _score(self, row: _Row, root: int, draft: Draft) -> Tensor:
         if not draft.is_chain:
             raise UnsupportedError(
