@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class Methods:
             default = self._default()
             return PromptLookup() if default is None else default
         if not isinstance(drafter, str):
-            chosen: Drafter = drafter
+            chosen: Drafter = _fitting("drafter", drafter, "begin")
             return chosen
         entry = find("drafter", drafter, extra=("auto", "none"))
         return self._needed() if entry.method is DraftModel else _made(entry.method)
@@ -123,7 +124,7 @@ class Methods:
         Raises:
             UnknownNameError: no such verifier.
         """
-        chosen: Verifier = _named("verifier", verifier)
+        chosen: Verifier = _fitting("verifier", _named("verifier", verifier), "verify")
         return chosen
 
     def policy(self, policy: Any) -> Policy:
@@ -133,7 +134,7 @@ class Methods:
             UnknownNameError: no such policy.
         """
         chosen: Policy = FixedLength() if policy in (None, "auto") else _named("policy", policy)
-        return chosen
+        return _fitting("policy", chosen, "budget")
 
     def parts(
         self, drafter: Any, verifier: Any, policy: Any, words: Mapping[str, Any]
@@ -141,6 +142,16 @@ class Methods:
         """What these names, objects and transformers' words stand for."""
         drafter, policy, _ = translate(words, drafter, policy, None)
         return self.drafter(drafter), self.verifier(verifier), self.policy(policy)
+
+
+def _fitting(kind: str, method: Any, needed: str) -> Any:
+    if not callable(getattr(method, needed, None)) or isinstance(method, type):
+        hint = " For a model, pass assistant_model=... or multispec.drafters.DraftModel(model)."
+        raise UsageError(
+            f"A {kind} is a name, or an object with the method {needed!r}: got {type(method).__name__}."
+            + (hint if kind == "drafter" else "")
+        )
+    return method
 
 
 def _made(method: Any) -> Any:
@@ -224,6 +235,11 @@ class _RowMaker:
         policy: Policy,
     ) -> Row:
         spec, config = self.target.spec, self.config
+        if not isinstance(sampling, Sampling | None):
+            raise UsageError(
+                f"sampling must be a multispec.Sampling: got {type(sampling).__name__}. Use "
+                "multispec.Sampling(temperature=..., seed=...)."
+            )
         chosen = sampling or (config.sampling if config else Sampling())
         _check_ids(chosen, spec.vocab_size)
         wanted = length
@@ -250,8 +266,8 @@ class _RowMaker:
 
 
 def _room(target: Target, prompt: Prompt, wanted: int) -> tuple[int, str]:
-    if wanted < 1:
-        raise UsageError(f"max_new_tokens must be >= 1: got {wanted}. Ask for one symbol at least.")
+    if not isinstance(wanted, Integral) or wanted < 1:
+        raise UsageError(f"max_new_tokens must be >= 1: got {wanted!r}. Ask for one symbol at least.")
     limit, length = target.context_length, len(prompt.ids)
     if limit is None or length + wanted <= limit:
         return wanted, ""
@@ -290,6 +306,8 @@ def _checked(prompt: Prompt, vocab_size: int) -> Prompt:
             f"A prompt needs at least one symbol: got shape {tuple(ids.shape)}. For an empty text, pass the "
             "tokenizer's bos id, as [tokenizer.bos_token_id]."
         )
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise PromptError(f"Prompt ids must be whole numbers: got {ids.dtype}. Pass ids.long().")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
         raise PromptError(

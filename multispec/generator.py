@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -121,28 +120,10 @@ class Generator:
                 if place == last[step.row] and batch.rows[step.row].finish_reason is not None:
                     rest = decoder.finish()
                     delta = rest if delta is None else delta + rest
-                yield replace(step, delta=delta)
+                yield step._replace(delta=delta)
 
     def _guarded(self, batch: Batch, clock: Clock) -> Iterator[list[Step]]:
-        """The loop; Ctrl-C ends it quietly, and any error carries what was made."""
-        try:
-            yield from rounds(self.target, batch.rows, clock)
-        except KeyboardInterrupt:
-            for row in batch.rows:
-                row.finish_reason = row.finish_reason or "interrupted"
-        except GenerationError as error:
-            error.partial = self._results(batch, clock)
-            raise
-        except MultispecError:
-            raise
-        except Exception as error:
-            made = max(row.history.position for row in batch.rows)
-            wrapped = GenerationError(
-                f"Generation broke after {made} symbols: {type(error).__name__}: {error}. "
-                "What was made is in error.partial."
-            )
-            wrapped.partial = self._results(batch, clock)
-            raise wrapped from error
+        return guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock))
 
     def _results(self, batch: Batch, clock: Clock) -> list[Generation]:
         def decode(row: Row) -> Any:
@@ -150,3 +131,31 @@ class Generator:
             return self.modality.decode(row.settings.prompt, row.history.generated, strings)
 
         return [row.result(clock, decode) for row in batch.rows]
+
+
+def guarded(
+    target: Target, rows: Sequence[Row], clock: Clock, results: Callable[[], list[Generation]]
+) -> Iterator[list[Step]]:
+    """The loop; Ctrl-C ends it quietly, and any error carries what was made.
+
+    Raises:
+        GenerationError: something broke half-way.
+    """
+    try:
+        yield from rounds(target, rows, clock)
+    except KeyboardInterrupt:
+        for row in rows:
+            row.finish_reason = row.finish_reason or "interrupted"
+    except GenerationError as error:
+        error.partial = results()
+        raise
+    except MultispecError:
+        raise
+    except Exception as error:
+        made = max(row.history.position for row in rows)
+        wrapped = GenerationError(
+            f"Generation broke after {made} symbols: {type(error).__name__}: {error}. "
+            "What was made is in error.partial."
+        )
+        wrapped.partial = results()
+        raise wrapped from error

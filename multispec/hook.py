@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.generation import (
     EosTokenCriteria,
     GenerateDecoderOnlyOutput,
@@ -16,8 +18,8 @@ from transformers.generation import (
 
 from multispec.asking import Methods, check_words
 from multispec.catalog import Kind, find
-from multispec.errors import UnsupportedError
-from multispec.loop import rounds
+from multispec.errors import UnsupportedError, UsageError
+from multispec.generator import guarded
 from multispec.protocols import Target
 from multispec.report import Clock, Report
 from multispec.row import Row, RowSettings
@@ -45,9 +47,14 @@ class Speculative:
         generation_config: Any = None,
         synced_gpus: bool = False,
         streamer: Any = None,
+        inputs_tensor: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Any:
         """transformers' decoding-loop interface; input preparation has been done by ``generate``."""
+        if model.config.is_encoder_decoder and inputs_tensor is not None:
+            # What the encoder was given: a draft model has an encoder of its own.
+            copies = len(input_ids) // len(inputs_tensor)
+            model_kwargs[model.main_input_name] = inputs_tensor.repeat_interleave(copies, dim=0)
         _refuse(generation_config, synced_gpus)
         target = self._target(model)
         rows = self._rows(
@@ -59,13 +66,17 @@ class Speculative:
             generation_config,
             model_kwargs,
         )
-        clock = Clock()
-        for steps in rounds(target, rows, clock):
+        clock, streamer = Clock(), _streamer(streamer, len(rows))
+
+        def made() -> list[Generation]:
+            return [row.result(clock, lambda _: None) for row in rows]
+
+        for steps in guarded(target, rows, clock, made):
             if streamer is not None:
-                _put(streamer, rows, [step.token for step in steps])
+                streamer.put(torch.tensor([step.token for step in steps]))
         if streamer is not None:
             streamer.end()
-        results = [row.result(clock, lambda _: None) for row in rows]
+        results = made()
         self.reports = [result.report for result in results]
         return _output(model, input_ids, results, generation_config)
 
@@ -130,11 +141,17 @@ def speculative(
 
     Raises:
         UnknownNameError: no such method or option.
+        UsageError: stop strings, which generate takes as criteria.
 
     >>> model.generate(**inputs, custom_generate=speculative(drafter="prompt_lookup"))     #
     doctest: +SKIP
     """
     check_words(words)
+    if words.get("stop_strings") is not None:
+        raise UsageError(
+            "stop_strings of a generate call need its tokenizer, which transformers does not hand on. Pass "
+            "stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)] to generate."
+        )
     named: list[tuple[Kind, Any]] = [("drafter", drafter), ("verifier", verifier), ("policy", policy)]
     for kind, name in named:
         if isinstance(name, str) and name not in ("auto", "none"):
@@ -176,6 +193,7 @@ def _split(criteria: Any, default_ends: tuple[int, ...]) -> tuple[tuple[int, ...
     return ends or default_ends, others, length
 
 
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _OWN = frozenset(
     "attention_mask position_ids past_key_values cache_params use_cache logits_to_keep cache_position "
     "encoder_outputs decoder_attention_mask output_attentions output_hidden_states return_dict "
@@ -198,9 +216,12 @@ def _prompts(
             for name, value in given.items()
             if name not in _OWN and isinstance(value, Tensor)
         }
+        encoded = None
         if encoder_decoder:
-            conditioning |= _encoded(given, row)
-        prompt = Prompt(ids=ids[start:].cpu(), conditioning=conditioning)
+            encoded = given["encoder_outputs"][0][row : row + 1]
+            if isinstance(given.get("attention_mask"), Tensor):
+                conditioning["attention_mask"] = given["attention_mask"][row : row + 1]
+        prompt = Prompt(ids=ids[start:].cpu(), conditioning=conditioning, encoded=encoded)
         found.append((prompt, tuple(ids[:start].tolist())))
     return found
 
@@ -215,13 +236,6 @@ def _of_row(name: str, value: Tensor, row: int, count: int) -> Tensor:
     )
 
 
-def _encoded(given: dict[str, Any], row: int) -> dict[str, Tensor]:
-    found = {"encoder_hidden_states": given["encoder_outputs"][0][row : row + 1]}
-    if isinstance(given.get("attention_mask"), Tensor):
-        found["attention_mask"] = given["attention_mask"][row : row + 1]
-    return found
-
-
 def _for_row(processor: Any, row: int) -> Any:
     """The processor as row ``row`` of its batch would see it."""
     if type(processor) is PrefixConstrainedLogitsProcessor:
@@ -230,10 +244,23 @@ def _for_row(processor: Any, row: int) -> Any:
     return processor
 
 
-def _put(streamer: Any, rows: list[Row], tokens: list[int]) -> None:
-    if len(rows) > 1:
-        raise UnsupportedError(f"A streamer follows one prompt: got {len(rows)}. Generate them one by one.")
-    streamer.put(torch.tensor(tokens))
+def _streamer(given: Any, rows: int) -> Any:
+    """The call's streamer; transformers 5.23 forgets to hand it to a callable, so look into ``generate``.
+
+    Raises:
+        UnsupportedError: more than one prompt.
+    """
+    frame = inspect.currentframe()
+    while given is None and frame is not None:
+        if frame.f_code is _GENERATE:
+            given = frame.f_locals.get("streamer")
+            break
+        frame = frame.f_back
+    if given is not None and rows > 1:
+        raise UnsupportedError(
+            f"A streamer follows one prompt: got {rows}. Generate them one by one, or leave it out."
+        )
+    return given
 
 
 def _output(model: Any, input_ids: Tensor, results: list[Generation], config: Any) -> Any:

@@ -7,29 +7,26 @@ stream. The rows of a batch advance by different amounts and never look at each 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from multispec.errors import DraftError, DrafterWarning, MultispecError, OutOfMemoryError
-from multispec.protocols import Context, Drafter, DraftSession, Request, Target, TargetSession
+from multispec.protocols import MAX_NODES, Context, Drafter, DraftSession, Request, Target, TargetSession
 from multispec.report import Clock
 from multispec.row import Outcome, Row
 from multispec.stream import Draft, Step
 
-# Room in the cache for one round's draft, whatever a policy asks for.
-MAX_NODES = 256
-
 
 def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[Step]]:
     """Generate: yields the symbols that each round commits. Rows end up in ``rows`` themselves."""
-    with working(clock):
+    with clock.measure("total"), torch.inference_mode():
         session, scores, drafting = _open(target, rows, clock)
     live, drafts = list(rows), {row.number: Draft.empty() for row in rows}
     while True:
-        with working(clock):
+        with clock.measure("total"), torch.inference_mode():
             outcomes = verify(live, drafts, scores)
             commit(session, drafting, live, drafts, outcomes, scores)
             steps = [step for row in live for step in row.steps(len(outcomes[row.number].emitted))]
@@ -37,25 +34,18 @@ def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[S
         yield steps
         if not live:
             return
-        with working(clock):
+        with clock.measure("total"), torch.inference_mode():
             with clock.measure("draft"):
                 drafts = drafting.propose(live)
             with clock.measure("verify"):
                 scores = score(session, live, drafts)
 
 
-@contextmanager
-def working(clock: Clock) -> Iterator[None]:
-    """The clock runs and gradients are off; never across a yield, where the caller's code runs."""
-    with clock.measure("total"), torch.inference_mode():
-        yield
-
-
 def score(session: TargetSession, live: Sequence[Row], drafts: Mapping[int, Draft]) -> dict[int, Tensor]:
     """One pass of the target over every row's last symbol and its draft."""
     numbers = [row.number for row in live]
     roots = [row.history.ids[-1] for row in live]
-    with memory_for(f"a pass of the target over {sum(map(len, drafts.values())) + len(live)} symbols"):
+    with memory_for(lambda: f"a pass over {sum(map(len, drafts.values())) + len(live)} symbols"):
         found = session.score(numbers, roots, [drafts[number] for number in numbers])
     for row in live:
         row.report.target_calls += found.calls
@@ -100,7 +90,7 @@ def _open(
     target: Target, rows: Sequence[Row], clock: Clock
 ) -> tuple[TargetSession, dict[int, Tensor], Drafting]:
     capacity = [len(row.history) + row.settings.max_new_tokens for row in rows]
-    with clock.measure("prefill"), memory_for(f"the prompts of {len(rows)} rows"):
+    with clock.measure("prefill"), memory_for(lambda: f"the prompts of {len(rows)} rows"):
         session = target.begin([row.settings.prompt for row in rows], capacity, MAX_NODES)
         logits = session.prefill().logits
     with clock.measure("draft"):
@@ -110,23 +100,29 @@ def _open(
     return session, {row.number: logits[place] for place, row in enumerate(rows)}, drafting
 
 
-@contextmanager
-def memory_for(what: str) -> Iterator[None]:
-    """Name what was being computed when memory ran out.
+class memory_for:  # noqa: N801
+    """``with memory_for(what):`` names what was being computed when memory ran out.
 
     Raises:
         OutOfMemoryError: in place of torch's own error.
     """
-    try:
-        yield
-    except MultispecError:
-        raise
-    except (MemoryError, RuntimeError) as error:
-        out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not out_of_memory and "allocate memory" not in str(error):
-            raise
+
+    def __init__(self, what: Callable[[], str]) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Translate."""
+        if not isinstance(error, (MemoryError, RuntimeError)) or isinstance(error, MultispecError):
+            return
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(
+            error
+        ):
+            return
         raise OutOfMemoryError(
-            f"No memory left for {what}: {str(error).splitlines()[0] if str(error) else 'MemoryError'}. "
+            f"No memory left for {self._what()}: {(str(error) or 'MemoryError').splitlines()[0]}. "
             "Lower the batch, the prompt or max_new_tokens, or load the model in a smaller dtype."
         ) from error
 
@@ -151,7 +147,7 @@ class Drafting:
 
     def _begin(self, drafter: Drafter, members: Sequence[Row]) -> None:
         context = Context(
-            prompts={row.number: row.settings.prompt for row in members},
+            prompts={row.number: replace(row.settings.prompt, encoded=None) for row in members},
             capacity={row.number: len(row.history) + row.settings.max_new_tokens for row in members},
             vocab_size=self._target.spec.vocab_size,
             device=self._target.device,
@@ -184,6 +180,10 @@ class Drafting:
         before = session.calls
         try:
             found = session.propose(requests)
+            if len(found) != len(requests):
+                raise DraftError(
+                    f"propose returns a draft per request: got {len(found)} for {len(requests)}."
+                )
         except Exception as error:
             self._set_aside([rows[request.row] for request in requests], error)
             return {}
@@ -197,6 +197,8 @@ class Drafting:
     def _checked(self, draft: Draft, request: Request, row: Row) -> Draft:
         can = self._target.capabilities
         try:
+            if not isinstance(draft, Draft):
+                raise DraftError(f"propose returns a Draft per request: got {type(draft).__name__}.")
             if len(draft) > request.budget.nodes:
                 raise DraftError(
                     f"A draft of {len(draft)} nodes exceeds the budget of {request.budget.nodes}."

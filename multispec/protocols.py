@@ -17,6 +17,8 @@ from multispec.processing import Pipeline
 from multispec.sampling import Law, Noise
 from multispec.stream import Draft, Observation, Prompt, StreamSpec, Verdict
 
+# Room in every cache for one round's draft, whatever a policy asks for.
+MAX_NODES = 256
 Exactness = Literal["seed", "law", "group", "bounded", "heuristic"]
 
 

@@ -12,12 +12,25 @@ choice) count as emitted and as forced, never as drafted or accepted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["prefill", "draft", "verify", "overhead"]
+
+
+class Timer:
+    """Adds the time of a block to a phase of a clock; a class, since it runs several times a round."""
+
+    def __init__(self, clock: Clock, phase: str) -> None:
+        self._clock, self._phase = clock, phase
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        spent = getattr(self._clock, self._phase) + time.perf_counter() - self._start
+        setattr(self._clock, self._phase, spent)
 
 
 @dataclass
@@ -34,14 +47,9 @@ class Clock:
         """Own time: everything outside the models' forward passes and the drafting."""
         return max(self.total - self.prefill - self.draft - self.verify, 0.0)
 
-    @contextmanager
-    def measure(self, phase: Literal["prefill", "draft", "verify", "total"]) -> Iterator[None]:
-        """Add the time the block takes to ``phase``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            setattr(self, phase, getattr(self, phase) + time.perf_counter() - start)
+    def measure(self, phase: Literal["prefill", "draft", "verify", "total"]) -> Timer:
+        """``with clock.measure(phase):`` adds the time the block takes to ``phase``."""
+        return Timer(self, phase)
 
     def snapshot(self) -> Clock:
         """A copy that no longer runs."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from multispec.errors import InvalidLogitsError
 from multispec.history import History
 from multispec.processing import LogitsProcessor, Pipeline, Places
-from multispec.protocols import Budget, Drafter, Past, Policy, Request, Verifier
+from multispec.protocols import MAX_NODES, Budget, Drafter, Past, Policy, Request, Verifier
 from multispec.report import Clock, Report
 from multispec.sampling import CounterNoise, Law, Noise, Sampling
 from multispec.stream import (
@@ -106,7 +106,7 @@ class Row:
             return None
         wanted = self.settings.policy.budget(self.past, drafter.num_draft_tokens)
         # One symbol always comes from the target, so a draft may fill all but one of what remains.
-        nodes = max(min(wanted.nodes, self.remaining - 1), 0)
+        nodes = max(min(wanted.nodes, self.remaining - 1, MAX_NODES), 0)
         self.budget = Budget(nodes=nodes, confidence=wanted.confidence)
         if nodes == 0:
             return None
@@ -225,10 +225,7 @@ class Row:
         tokens = self.history.ids[len(self.history.ids) - count :]
         flags = self.from_draft[len(self.from_draft) - count :]
         pairs = enumerate(zip(tokens, flags, strict=True), start)
-        return [
-            Step(token=token, from_draft=flag, row=self.number, position=position)
-            for position, (token, flag) in pairs
-        ]
+        return [Step(token, flag, None, self.number, position) for position, (token, flag) in pairs]
 
     def result(self, clock: Clock, decode: Callable[[Row], Any]) -> Generation:
         """Everything this row has produced so far."""
@@ -252,5 +249,4 @@ class Row:
     def _log_probs(self, scores: Tensor | None, tokens: Tensor) -> Tensor | None:
         if scores is None:
             return None
-        law = Law(scores, greedy=self.settings.sampling.greedy)
-        return law.log_probs.gather(-1, tokens[:, None].to(scores.device))[:, 0]
+        return scores.log_softmax(-1).gather(-1, tokens[:, None].to(scores.device))[:, 0]

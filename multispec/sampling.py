@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property, lru_cache
+from numbers import Integral, Real
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,7 +24,7 @@ from multispec.errors import SamplingError
 MAX_SEED = 2**63 - 1
 # Above this many symbols, noise is hashed only where p > 0 (after top-k or top-p that is little).
 DENSE_VOCABULARY = 32_768
-_BLOCK = 4
+_BLOCK = 6
 
 
 def _require(holds: bool, rule: str, got: object, todo: str) -> None:
@@ -63,6 +64,16 @@ class Sampling:
     sample: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "min_new_tokens", "seed", "sample"):
+            value = getattr(self, name)
+            _require(isinstance(value, Integral), f"{name} must be a whole number", value, "")
+        for name in ("temperature", "top_p", "min_p", "typical_p"):
+            value = getattr(self, name)
+            _require(isinstance(value, Real), f"{name} must be a number", value, "")
+        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            finite = isinstance(value, Real) and math.isfinite(value)
+            _require(finite, f"{name} must be a finite number", value, "")
         number = self.temperature
         _require(0 <= number < float("inf"), "temperature must be >= 0", number, "0 is greedy.")
         _require(self.top_k >= 0, "top_k must be >= 0", self.top_k, "Use 0 to switch it off.")

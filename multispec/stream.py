@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -85,10 +85,14 @@ class StreamSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What one row starts from: ids ``[S]``, and what else conditions the model (encoder inputs)."""
+    """What one row starts from: ids ``[S]``, and what else conditions the model (encoder inputs).
+
+    ``encoded [1, S, C]`` is what the target's own encoder has made of them already; drafters never see it.
+    """
 
     ids: Int[Tensor, " S"]
     conditioning: Mapping[str, Tensor] = field(default_factory=dict)
+    encoded: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,16 +156,17 @@ class Draft:
         if len(self) and not 0 <= min(self.ids) <= max(self.ids) < vocab_size:
             got = sorted(set(self.ids))
             raise DraftError(f"Draft ids must lie in [0, {vocab_size}): got {got}. Map them first.")
-        self._check_q()
+        self._check_q(vocab_size)
         return self
 
-    def _check_q(self) -> None:
+    def _check_q(self, vocab_size: int) -> None:
         if self.kind == "point" or not len(self):
             return
-        if self.q is None or len(self.q) != len(self):
+        if self.q is None or self.q.shape != (len(self), vocab_size):
             raise DraftError(
                 f"A draft of kind {self.kind!r} needs q [D, V], the law each node was drawn from: "
-                f"got {None if self.q is None else tuple(self.q.shape)} for {len(self)} nodes."
+                f"got {None if self.q is None else tuple(self.q.shape)} for {len(self)} nodes and "
+                f"{vocab_size} symbols."
             )
         total = self.q.sum(-1)
         if not bool(torch.isclose(total, torch.ones_like(total), atol=1e-4).all()):
@@ -203,8 +208,7 @@ class Observation:
     hidden: Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(NamedTuple):
     """One symbol of a stream: its id, whether it was drafted, what it adds to the output, its row."""
 
     token: int
@@ -230,9 +234,9 @@ class Savable(Protocol):
 class Generation:
     """What one row produced: ``tokens [S]`` without the prompt, the output, the report.
 
-    ``from_draft [S]`` says which symbols were drafted. ``logits [S, V]`` (raw) and ``log_probs
-    [S]`` (of the emitted symbols under p, the law after all processing) are there when they were
-    asked for; ``scores [S, V]`` are the processed scores, as transformers names them.
+    ``from_draft [S]`` says which symbols were drafted. ``logits [S, V]`` (raw),
+    ``scores [S, V]`` (processed, as transformers names them) and ``log_probs [S]`` (the log-softmax of
+    ``scores`` at the emitted symbols) are there when they were asked for.
     ``finish_reason`` is one of ``stop``, ``length`` or ``interrupted``.
     """
 

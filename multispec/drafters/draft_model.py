@@ -26,8 +26,9 @@ _PADDING = 512
 
 @dataclass(frozen=True)
 class DraftModel:
-    """Draft ``num_draft_tokens`` symbols with a smaller model (Leviathan et al. 2023; Chen et al.
-    2023).
+    """Draft ``num_draft_tokens`` symbols with a smaller model, one after the other.
+
+    Leviathan et al. (2023), section 2; Chen et al. (2023), algorithm 2.
 
     ``model`` is a transformers model, a folder or a hub id. It is driven directly, symbol by
     symbol, with the processors, settings and noise of the row it drafts for; it may sit on another

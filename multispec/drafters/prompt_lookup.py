@@ -13,14 +13,13 @@ from multispec.stream import Draft, Observation
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """Copy up to ``num_draft_tokens`` symbols from behind the longest, then latest, match of the
-    last n.
+    """Copy what followed the longest, then latest, match of the last symbols.
 
-    n runs from ``max_ngram`` down to ``min_ngram``, over prompt and output (Saxena 2023, "Prompt
-    Lookup Decoding"; the reference copy of LLMA, Yang et al. 2023, with the text itself as
-    reference). The n-grams are indexed as they arrive: a round costs a few dictionary look-ups,
-    however long the text. A match that runs into the end of the text goes on into its own copy,
-    which drafts periods of any length.
+    Up to ``num_draft_tokens`` are copied from behind a match of the last n symbols, n from ``max_ngram``
+    down to ``min_ngram``, over prompt and output (Saxena 2023, "Prompt Lookup Decoding"; the reference
+    copy of LLMA, Yang et al. 2023, with the text itself as reference). The n-grams are indexed as they
+    arrive: a round costs a few dictionary look-ups, however long the text. A match that runs into the end
+    of the text goes on into its own copy, which drafts periods of any length.
 
     Raises:
         UsageError: an n-gram shorter than 1, or nothing to draft.

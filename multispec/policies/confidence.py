@@ -10,12 +10,11 @@ from multispec.protocols import Budget, Past
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """Up to ``max_draft_tokens``, stopping after the first symbol whose law has max q <
-    ``threshold``.
+    """Stop drafting after the first symbol whose law is unsure: max q below ``threshold``.
 
-    The rule of transformers' ``assistant_confidence_threshold`` (Mamou et al. 2024, DISCO, section
-    3), with one change: it looks at max q instead of the probability of the symbol drawn, so that
-    the length never depends on a draw. The unsure symbol itself is still verified.
+    At most ``max_draft_tokens``. The rule of transformers' ``assistant_confidence_threshold`` (Mamou et
+    al. 2024, DISCO, section 3), with one change: it looks at max q instead of the probability of the
+    symbol drawn, so that the length never depends on a draw. The unsure symbol itself is still verified.
     """
 
     name: ClassVar[str] = "confidence"

@@ -10,7 +10,7 @@ from multispec.protocols import Budget, Past
 
 @dataclass(frozen=True, kw_only=True)
 class FixedLength:
-    """``num_draft_tokens`` per round; None takes the drafter's own number (Leviathan et al. 2023)."""
+    """The same number of draft symbols in every round; None takes the drafter's own."""
 
     name: ClassVar[str] = "fixed"
     paper: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192"

@@ -59,9 +59,8 @@ class EncoderDecoderRunner:
         """
         given = {name: value.to(self.model.device) for name, value in prompt.conditioning.items()}
         mask = given.get("attention_mask") if self._takes_mask else None
-        ready = given.get("encoder_hidden_states")
-        if ready is not None:
-            cache = _Cache(self.model, BaseModelOutput(last_hidden_state=ready), mask)
+        if prompt.encoded is not None:
+            cache = _Cache(self.model, BaseModelOutput(last_hidden_state=prompt.encoded), mask)
             return self.step(prompt.ids.tolist(), cache, 1), cache
         inputs = {name: given[name] for name in self._encoder_inputs if name in given}
         if not inputs:

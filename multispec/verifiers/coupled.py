@@ -13,14 +13,13 @@ from multispec.tree import children, depths
 
 @dataclass(frozen=True, kw_only=True)
 class Coupled:
-    """x_t = argmax(log p_t + G_t), with noise G keyed by seed and position: equal to plain
-    sampling.
+    """Shared Gumbel noise: the very symbols that plain sampling with this seed emits.
 
-    The Gumbel-max coupling of Daliri, Musco and Suresh (2024), "Coupling without communication and
-    drafter-invariant speculative decoding", section 3; the noise of ancestral sampling fixed
-    beforehand is due to Wiggers and Hoogeboom (2020). A draft is only a guess of x_t, so any
-    drafter, tree or chain, leaves the output as it is; a drafter that samples with the same G
-    guesses right with probability at least (1 - TV) / (1 + TV).
+    x_t = argmax(log p_t + G_t), with noise G keyed by seed and position: the Gumbel-max coupling of
+    Daliri, Musco and Suresh (2024), "Coupling without communication and drafter-invariant speculative
+    decoding", section 3; the noise of ancestral sampling fixed beforehand is due to Wiggers and Hoogeboom
+    (2020). A draft is only a guess of x_t, so any drafter, tree or chain, leaves the output as it is; a
+    drafter that samples with the same G guesses right with probability at least (1 - TV) / (1 + TV).
     """
 
     name: ClassVar[str] = "coupled"

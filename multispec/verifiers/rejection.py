@@ -16,7 +16,7 @@ from multispec.tree import children
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """The token ratio test, over chains and trees.
+    """Speculative sampling: the target's law, by the token ratio test over chains and trees.
 
     Chains: Leviathan et al. (2023), algorithm 1; Chen et al. (2023), algorithm 2. Siblings:
     recursive rejection, without replacement as in Jeon et al. (2024, RSD) and Chen et al. (2024,
