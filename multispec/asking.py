@@ -133,8 +133,9 @@ class Methods:
         Raises:
             UnknownNameError: no such policy.
         """
-        chosen: Policy = FixedLength() if policy in (None, "auto") else _named("policy", policy)
-        return _fitting("policy", chosen, "budget")
+        named = FixedLength() if policy in (None, "auto") else _named("policy", policy)
+        chosen: Policy = _fitting("policy", named, "budget")
+        return chosen
 
     def parts(
         self, drafter: Any, verifier: Any, policy: Any, words: Mapping[str, Any]

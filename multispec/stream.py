@@ -240,7 +240,7 @@ class Generation:
     ``finish_reason`` is one of ``stop``, ``length`` or ``interrupted``.
     """
 
-    tokens: Int[Tensor, " S"]
+    tokens: Int[Tensor, " S"] | Int[Tensor, "T K"]
     output: Any
     report: Report
     from_draft: tuple[bool, ...] = ()

@@ -125,6 +125,19 @@ def prompts(corpus: Mapping[str, Windows], rows: int, seed: int, length: int = 3
     return torch.stack(picked)
 
 
+def low_rank_head(head: Tensor, hidden: Tensor, rank: int) -> Tensor:
+    """Tied embeddings `[V, rank]` whose logits come closest to those of head `[V, D]`.
+
+    With hidden states `[N, D]` whitened to Z = H L^-T, the logits are Z (E L)^T; the best factor
+    of that rank is E L on its leading right singular vectors, for hidden states of variance one,
+    such as the last norm of the draft returns.
+    """
+    ridge = 1e-4 * torch.eye(hidden.shape[1], device=hidden.device)
+    factor: Tensor = head @ torch.linalg.cholesky(hidden.T @ hidden / len(hidden) + ridge)
+    basis: Tensor = torch.linalg.svd(factor, full_matrices=False)[2][:rank]
+    return factor @ basis.T
+
+
 def distillation_loss(p: Tensor, logits: Tensor, done: float) -> Tensor:
     """Forward KL to the target's probabilities `[..., V]`, giving way to total variation.
 

@@ -28,7 +28,6 @@ class Schedule:
     length: int
     long_length: int
     long_share: float  # last share of the time, on windows of `long_length`
-    batch_tokens: int
     micro_tokens: int
     muon_rate: float
     adam_rate: float

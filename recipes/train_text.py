@@ -71,6 +71,7 @@ class Settings:
     long_share: float = 0.15  # last share of the time, on windows of `positions`
     batch_tokens: int = 6144
     micro_tokens: int = 1024
+    draft_batch_tokens: int = 4096
     book_share: float = 0.6
     sampled_share: float = 0.4  # of the draft's tokens: text that the target wrote itself
     lesson_windows: int = 300  # of `positions` tokens, of each kind
@@ -215,6 +216,9 @@ def draft_stage(settings: Settings, pool: ThreadPoolExecutor) -> None:
     known = lessons(settings, target, pool)
     print("lessons", known.ends.tolist(), flush=True)
     windows, book = known.windows(settings.seed), settings.book_share
+    some = known.hidden[:: max(1, len(known.hidden) // 20000)].to(settings.device, target.dtype)
+    head = distil.low_rank_head(target.lm_head.weight, some, settings.draft_hidden)
+    model.get_input_embeddings().load_state_dict({"weight": head})
 
     def loss(rows: Tensor, done: float) -> Tensor:
         with torch.no_grad():
@@ -228,7 +232,7 @@ def draft_stage(settings: Settings, pool: ThreadPoolExecutor) -> None:
         sampled = settings.sampled_share if length == settings.length else 0.0
         shares = {"books": (1 - sampled) * book, "code": (1 - sampled) * (1 - book)}
         shares |= {distil.SAMPLED: sampled} if sampled else {}
-        return batches(windows, shares, seen, settings.batch_tokens // length, length)
+        return batches(windows, shares, seen, settings.draft_batch_tokens // length, length)
 
     schedule = settings.schedule(settings.draft_minutes)
     Trainer(model, settings.folder / "draft", schedule, loss, pool).run(feed)

@@ -39,6 +39,12 @@ class Detokenizer:
             return ""
         return self._advance(text[len(known) :])
 
+    @property
+    def complete(self) -> str:
+        """The whole characters of what is held back."""
+        known = self._decode(self._ids[self._start : self._read])
+        return self._decode(self._ids[self._start :])[len(known) :].rstrip(_BROKEN)
+
     def finish(self) -> str:
         """What was held back, broken as it is."""
         known = self._decode(self._ids[self._start : self._read])
@@ -67,9 +73,11 @@ class StopStrings:
 
     def __call__(self, ids: Sequence[int], scores: Tensor, /) -> bool:
         """Called after every symbol, in order."""
-        text = self._tail + self._detokenizer.push(ids[-1])
+        pushed = self._detokenizer.push(ids[-1])
+        text = self._tail + pushed
         self._tail = text[-self._keep :] if self._keep else ""
-        return first_stop(text, self._strings) >= 0
+        # A symbol may hold the end of one character and the beginning of the next.
+        return first_stop(text if pushed else text + self._detokenizer.complete, self._strings) >= 0
 
 
 class TextStream:

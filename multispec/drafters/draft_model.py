@@ -169,7 +169,8 @@ class DraftModelSession:
     def observe(self, row: int, observation: Observation) -> None:
         """Roll the draft's cache back to what was committed."""
         drafted = observation.draft.ids[:-1]
-        wrong = len(drafted) - _common(drafted, observation.emitted)
+        # The last symbol is run next, also where it happens to be the one that was drafted there.
+        wrong = len(drafted) - _common(drafted, observation.emitted[:-1])
         if wrong:
             place = self._rows[row]
             self._session.rewind(place, self._session.length(place) - wrong)

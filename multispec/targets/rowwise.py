@@ -75,7 +75,7 @@ def _copy_layer(layer: Any) -> Any:
     return twin
 
 
-def croppable(cache: Cache) -> bool:
+def croppable(cache: Any) -> bool:
     """True when the cache can be put back as it was by cropping."""
     return bool(cache.is_croppable)
 

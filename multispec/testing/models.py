@@ -102,6 +102,12 @@ class FakeSession:
             room = self._capacity[number]
             require(len(self.cached[number]) <= room, f"row {number} outgrew its {room} places")
 
+    def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
+        """Score and commit one symbol per row."""
+        found = self.score(rows, tokens, [Draft.empty()] * len(rows))
+        self.commit(rows, [()] * len(rows))
+        return list(found.logits)
+
     def checkpoint(self, number: int) -> None:
         """Remember how much a row holds."""
         self._marks[number] = len(self.cached[number])

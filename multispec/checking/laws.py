@@ -1,0 +1,172 @@
+"""Distributions against the model's own joint law, by a G-test over many seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multispec.checking.drafters import fresh_logits, worse
+from multispec.checking.results import Finding
+from multispec.drafters import DraftModel
+from multispec.generator import Generator
+from multispec.history import History
+from multispec.processing import Pipeline, Places
+from multispec.protocols import Target, Verifier
+from multispec.sampling import Sampling
+from multispec.stream import DraftKind, Prompt
+from multispec.testing import FakeModel, TreeDrafter
+
+Tokens = tuple[int, ...]
+MakeDrafter = Callable[[FakeModel], Any]
+# Probability of calling a right rule wrong, over all distribution tests of one check.
+ERROR_RATE = 1e-4
+# The first token is never drafted; then come two drafted ones and what follows them.
+NEW_TOKENS = 4
+CHOICES = 3
+QUICK_SAMPLES = 300
+SAMPLES = 2000
+# With many symbols each sample takes long.
+LARGE_VOCABULARY = 32_768
+LARGE_SAMPLES = 1000
+_BATCH = 250
+
+
+def law_drafters(target: Target, quick: bool) -> dict[str, MakeDrafter]:
+    """Drafts of every kind, from a law that is not the target's."""
+    found: dict[str, MakeDrafter] = {
+        "draft_model (made worse)": lambda model: DraftModel(worse(model)),
+        "best guess": lambda model: TreeDrafter(worse(model), branching=(1, 1)),
+    }
+    kinds: tuple[DraftKind, ...] = ("without_replacement", "sampled", "point")
+    for kind in kinds[: 1 if quick else 3] if target.capabilities.supports_tree else ():
+        found[f"siblings, {kind}"] = _siblings(kind)
+    return found
+
+
+def _siblings(kind: DraftKind) -> MakeDrafter:
+    return lambda model: TreeDrafter(worse(model), branching=(2,), kind=kind)
+
+
+def joint_law_holds(
+    target: Target,
+    prompts: Sequence[Prompt],
+    verifier: Verifier,
+    make: MakeDrafter,
+    limit: float,
+    quick: bool,
+) -> Finding:
+    """The first tokens of many seeds against the law computed from the model's logits.
+
+    A rule sees nothing but logits, so the model runs once per prefix and a table answers after that.
+    """
+    found = Finding()
+    large = target.spec.vocab_size >= LARGE_VOCABULARY
+    samples = QUICK_SAMPLES if quick else LARGE_SAMPLES if large else SAMPLES
+    for place, prompt in enumerate(prompts[: 1 if quick else 2]):
+        replay = FakeModel(_Memory(target, prompt).after, target.spec)
+        expected = joint_law(replay, prompt)
+        counts, failure = _sampled(replay, prompt, verifier, make(replay), samples)
+        p_value = g_test(counts, expected, samples)
+        found.cases += samples
+        said = f"prompt {place}: p = {p_value:.2g} over {len(expected)} outcomes"
+        (found.notes if p_value >= limit else found.wrong).append(said)
+        found.wrong.extend(failure)
+    return found
+
+
+class _Memory:
+    """The model's logits after each prefix of one prompt, run once each."""
+
+    def __init__(self, target: Target, prompt: Prompt) -> None:
+        self._target, self._prompt = target, prompt
+        self._known: dict[Tokens, Tensor] = {}
+
+    def after(self, prefix: Sequence[int], prompt_length: int) -> Tensor:
+        """The logits ``[V]`` after a prefix."""
+        key = tuple(prefix)
+        if key not in self._known:
+            fresh = fresh_logits(self._target, key, self._prompt)
+            self._known[key] = fresh.to("cpu", torch.float64)
+        return self._known[key]
+
+
+def _sampling(seed: int = 0) -> Sampling:
+    return Sampling(top_k=CHOICES, seed=seed)
+
+
+def joint_law(model: FakeModel, prompt: Prompt) -> dict[Tokens, float]:
+    """The probability of every sequence of the first tokens; a sequence ends at an end id."""
+    law: dict[Tokens, float] = {}
+    pipeline, start = Pipeline(_sampling(), model.spec.vocab_size), prompt.ids.tolist()
+    frontier: list[tuple[Tokens, float]] = [((), 1.0)]
+    while frontier:
+        path, weight = frontier.pop()
+        if len(path) == NEW_TOKENS or (path and path[-1] in model.spec.end_ids):
+            law[path] = weight
+            continue
+        logits = model.after([*start, *path], len(start))[None]
+        probs = pipeline.law(logits, Places(History(start), ((),))).probs[0]
+        likely = probs.nonzero()[:, 0].tolist()
+        frontier += [((*path, token), weight * float(probs[token])) for token in likely]
+    return law
+
+
+def _sampled(
+    model: FakeModel, prompt: Prompt, verifier: Verifier, drafter: Any, samples: int
+) -> tuple[Counter[Tokens], list[str]]:
+    """How often each sequence came, and what a drafter that was set aside said."""
+    counts: Counter[Tokens] = Counter()
+    failures: list[str] = []
+    for first in range(0, samples, _BATCH):
+        seeds = range(first, min(first + _BATCH, samples))
+        made = Generator(model).generate(
+            [Prompt(ids=prompt.ids)] * len(seeds),
+            drafter=drafter,
+            verifier=verifier,
+            sampling=[_sampling(seed) for seed in seeds],
+            max_new_tokens=NEW_TOKENS,
+        )
+        counts.update(tuple(one.tokens.tolist()) for one in made)
+        failures += [one.report.notes[-1] for one in made if one.report.drafter_failures]
+    return counts, failures
+
+
+def g_test(counts: Mapping[Tokens, int], law: Mapping[Tokens, float], samples: int) -> float:
+    """The probability of counts as unlikely as these under ``law``; 0 where one is impossible.
+
+    Outcomes that are expected fewer than five times are counted together.
+
+    >>> g_test({(0,): 500, (1,): 500}, {(0,): 0.5, (1,): 0.5}, 1000)
+    1.0
+    >>> g_test({(0,): 600, (1,): 400}, {(0,): 0.5, (1,): 0.5}, 1000) < 1e-9
+    True
+    """
+    if any(law.get(outcome, 0.0) <= 0 for outcome in counts):
+        return 0.0
+    cells = _cells(counts, law, samples)
+    if len(cells) < 2:
+        return 1.0
+    seen, expected = torch.tensor(cells, dtype=torch.float64).unbind(1)
+    statistic = 2 * torch.xlogy(seen, seen / expected).sum().clamp(min=0)
+    freedom = torch.tensor(len(cells) - 1, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom / 2, statistic / 2))
+
+
+def _cells(
+    counts: Mapping[Tokens, int], law: Mapping[Tokens, float], samples: int
+) -> list[tuple[float, float]]:
+    """(seen, expected) per cell; rare outcomes share one."""
+    cells: list[tuple[float, float]] = []
+    seen, expected = 0.0, 0.0
+    for outcome, chance in sorted(law.items(), key=lambda item: item[1]):
+        seen, expected = seen + counts.get(outcome, 0), expected + chance * samples
+        if expected >= 5:
+            cells.append((seen, expected))
+            seen, expected = 0.0, 0.0
+    if expected and cells:
+        cells[-1] = (cells[-1][0] + seen, cells[-1][1] + expected)
+    return cells

@@ -1,0 +1,103 @@
+"""What a model is asked: prompts drawn from its vocabulary, texts, and something to encode."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multispec.errors import MultispecError, UnsupportedError
+from multispec.generator import Generator
+from multispec.protocols import Target
+from multispec.stream import Prompt
+
+TEXTS = ("Once upon a time", "def add(a, b):\n    return", "one two three one two three one")
+_SIZES = (9, 4, 1)
+_LONGEST = 99
+
+
+def model_of(target: Target) -> Any:
+    """The transformers model behind a target, or None."""
+    return getattr(target, "model", None)
+
+
+def encodes(model: Any) -> bool:
+    """True for encoder-decoder models."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def default_prompts(generator: Generator) -> list[Prompt]:
+    """Prompts of several lengths, the first with a repetition, and texts where there is a tokenizer.
+
+    Raises:
+        UnsupportedError: the model's encoder takes something that cannot be made up.
+    """
+    model, rng = model_of(generator.target), random.Random(0)
+    drawn = _drawn(generator.target, rng)
+    if not encodes(model):
+        return [Prompt(ids=torch.tensor(ids)) for ids in drawn] + _texts(generator)
+    start = _start(model)
+    decoder = [[start], [start, *drawn[1][:3]], [start]]
+    pairs = zip(decoder, drawn, strict=True)
+    return [
+        Prompt(ids=torch.tensor(ids), conditioning=_encoder_inputs(model, source, rng))
+        for ids, source in pairs
+    ] + _texts(generator)
+
+
+def usable_ids(target: Target, count: int = 50_000) -> list[int]:
+    """Ids that end nothing, begin nothing and pad nothing."""
+    config = getattr(model_of(target), "config", None)
+    names = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+    special = {*target.spec.end_ids, *(getattr(config, name, None) for name in names)}
+    return [i for i in range(min(target.spec.vocab_size, count)) if i not in special]
+
+
+def _drawn(target: Target, rng: random.Random) -> list[list[int]]:
+    usable = usable_ids(target)
+    limit = max(min(target.context_length or _LONGEST, _LONGEST) // 4, 1)
+    drawn = [[rng.choice(usable) for _ in range(min(size, limit))] for size in _SIZES]
+    repeated = (drawn[0][:4] * 3)[: min(_SIZES[0], limit)]
+    return [repeated, *drawn[1:]]
+
+
+def _texts(generator: Generator) -> list[Prompt]:
+    found = []
+    for text in TEXTS:
+        try:
+            prompt = generator.modality.encode(text)
+        except MultispecError:  # no tokenizer, or a text of which it knows no symbol
+            continue
+        if int(prompt.ids.max()) < generator.target.spec.vocab_size:
+            found.append(prompt)
+    return found
+
+
+def _start(model: Any) -> int:
+    for config in (getattr(model, "generation_config", None), model.config):
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    raise UnsupportedError(
+        f"{type(model).__name__} names no decoder_start_token_id: got None in its configurations, "
+        "expected an id. Set it, or pass prompts."
+    )
+
+
+def _encoder_inputs(model: Any, ids: Sequence[int], rng: random.Random) -> dict[str, Tensor]:
+    config = model.config
+    names = inspect.signature(model.get_encoder().forward).parameters
+    if "input_ids" in names:
+        return {"input_ids": torch.tensor([list(ids)])}
+    if "input_features" in names and hasattr(config, "num_mel_bins"):
+        source = torch.Generator().manual_seed(rng.randrange(2**31))
+        size = (1, config.num_mel_bins, 2 * config.max_source_positions)
+        return {"input_features": torch.randn(size, generator=source).to(model.dtype)}
+    raise UnsupportedError(
+        f"The encoder of {type(model).__name__} takes {sorted(names)}, which cannot be made up "
+        "here: expected input_ids or mel input_features. Pass prompts with their conditioning."
+    )

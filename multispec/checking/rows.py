@@ -1,0 +1,111 @@
+"""Which checks there are for a model, in order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from multispec.catalog import catalog
+from multispec.checking import scoring
+from multispec.checking.drafters import default_drafters
+from multispec.checking.equality import Equality
+from multispec.checking.laws import ERROR_RATE, joint_law_holds, law_drafters
+from multispec.checking.prompts import default_prompts
+from multispec.checking.results import Check, CheckResult, Finding
+from multispec.errors import DrafterWarning
+from multispec.generator import Generator
+from multispec.protocols import Drafter, Verifier
+from multispec.stream import Prompt
+
+
+def check_model(
+    generator: Generator,
+    *,
+    drafters: Mapping[str, Drafter] | None = None,
+    verifiers: Sequence[Verifier] | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    quick: bool = False,
+) -> list[CheckResult]:
+    """Check every promise on this model; nothing is printed, and what breaks is a row that fails.
+
+    ``drafters`` (by the names that the rows show), ``verifiers`` and ``prompts`` default to all that
+    fit: see ``default_drafters`` and ``default_prompts``. ``quick`` takes fewer and shorter cases.
+
+    Raises:
+        UnsupportedError: no prompts were given, and none can be made up for this model.
+
+    >>> all(result.ok for result in check_model(load("text")))                 # doctest: +SKIP
+    True
+    """
+    return list(iter_checks(generator, drafters=drafters, verifiers=verifiers, prompts=prompts, quick=quick))
+
+
+def iter_checks(
+    generator: Generator,
+    *,
+    drafters: Mapping[str, Drafter] | None = None,
+    verifiers: Sequence[Verifier] | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    quick: bool = False,
+) -> Iterator[CheckResult]:
+    """The rows of ``check_model`` as each is done."""
+    asked = list(default_prompts(generator) if prompts is None else prompts)
+    if quick:  # the last is a text where there is a tokenizer
+        asked = [*asked[:2], *asked[2:][-1:]]
+    helpers = default_drafters(generator) if drafters is None else drafters
+    rules = _all_verifiers() if verifiers is None else verifiers
+    for check in _checks(Equality(generator, asked, quick), helpers, rules):
+        with warnings.catch_warnings():
+            # A drafter that fails is a row of its own here.
+            warnings.simplefilter("ignore", DrafterWarning)
+            result = check.settle()
+        yield result
+
+
+def _all_verifiers() -> list[Verifier]:
+    return [_made(entry.method) for entry in catalog() if entry.kind == "verifier"]
+
+
+def _made(method: Any) -> Any:
+    return method()
+
+
+def _checks(
+    equality: Equality, drafters: Mapping[str, Drafter], verifiers: Sequence[Verifier]
+) -> Iterator[Check]:
+    target, prompts = equality.target, equality.prompts
+    yield Check("generate", "greedy tokens = the model's own generate", equality.of_generate)
+    same = "logits of drafts scored at once = a fresh run's"
+    yield Check("chains, rolled back", same, _later(scoring.chains, target, prompts))
+    yield Check("trees, rolled back", same, _later(scoring.trees, target, prompts))
+    yield Check("batch", "tokens in a mixed batch = tokens alone", equality.of_batches)
+    for verifier in verifiers:
+        yield from _of_rule(equality, drafters, verifier)
+
+
+def _of_rule(equality: Equality, drafters: Mapping[str, Drafter], verifier: Verifier) -> Iterator[Check]:
+    promise, name = verifier.exactness, verifier.name
+    if promise not in ("seed", "law"):
+        reason = f"promises {promise!r}: tested by enumeration on tiny alphabets, not on a model"
+        yield Check(name, "nothing", lambda: Finding(notes=[reason]))
+        return
+    tokens = "tokens = plain decoding" if promise == "seed" else "greedy tokens = plain decoding"
+    for label, drafter in drafters.items():
+        yield Check(f"{name}, {label}", tokens, _later(equality.of_rule, verifier, drafter))
+    if promise == "law":
+        yield from _of_law(equality, verifier)
+
+
+def _of_law(equality: Equality, verifier: Verifier) -> Iterator[Check]:
+    target, prompts, quick = equality.target, equality.prompts, equality.quick
+    makers = law_drafters(target, quick)
+    # One level of error for all tests together (Bonferroni).
+    limit = ERROR_RATE / max(len(makers) * min(len(prompts), 2), 1)
+    for label, make in makers.items():
+        run = _later(joint_law_holds, target, prompts, verifier, make, limit, quick)
+        yield Check(f"{verifier.name}, {label}", "joint law of tokens = the model's, G-test", run)
+
+
+def _later(check: Callable[..., Finding], *arguments: Any) -> Callable[[], Finding]:
+    return lambda: check(*arguments)

@@ -1,0 +1,62 @@
+"""``multispec check``: exactness of every method on a model."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from multispec.cli._console import Debug, Draft, Json, console, load, running, table, way_of
+
+
+def check(
+    model: Annotated[
+        str, typer.Argument(help='A folder, a hub id, or "text" for the embedded model.')
+    ] = "text",
+    draft: Draft = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter cases.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every promise of every method on MODEL; the exit code is 1 when one is broken."""
+    with running(debug):
+        generator = load(model, draft)
+        results = _checked(generator, quick)
+        failed = [one for one in results if not one.ok]
+        if as_json:
+            rows = [one.to_dict() for one in results]
+            found = {"model": model, "way": way_of(generator), "ok": not failed, "results": rows}
+            typer.echo(json.dumps(found, ensure_ascii=False))
+        else:
+            _show(model, generator, results)
+        if failed:
+            raise typer.Exit(1)
+
+
+def _checked(generator: Any, quick: bool) -> list[Any]:
+    from multispec.checking import iter_checks
+
+    results = []
+    screen = console(stderr=True)
+    with screen.status("checking ...") as status:
+        for one in iter_checks(generator, quick=quick):
+            results.append(one)
+            status.update(f"{len(results)} checks done, last: {one.name}")
+    return results
+
+
+def _show(model: str, generator: Any, results: list[Any]) -> None:
+    screen = console()
+    rows = [[one.name, one.compared, str(one.cases), _word(one), one.detail] for one in results]
+    columns = ("check", "what is compared", "cases", "result", "detail")
+    screen.print(table(columns, rows, f"{model}, run as {way_of(generator)}"))
+    failed = sum(not one.ok for one in results)
+    skipped = sum(one.skipped for one in results)
+    passed = len(results) - failed - skipped
+    style = "red" if failed else "green"
+    screen.print(f"{passed} passed, {failed} failed, {skipped} skipped", style=style)
+
+
+def _word(one: Any) -> str:
+    return "skipped" if one.skipped else "[green]ok[/green]" if one.ok else "[red]FAILED[/red]"
