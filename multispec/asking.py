@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from multispec.catalog import Kind, find
 from multispec.drafters import DraftModel, PromptLookup
 from multispec.errors import PromptError, UnknownNameError, UsageError
+from multispec.methods import Kind, find
 from multispec.modality import Modality
 from multispec.policies import Confidence, FixedLength, Heuristic
 from multispec.protocols import Drafter, Policy, Target, Verifier

@@ -57,8 +57,8 @@ class RaggedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
     is_compileable = False
-    keys: Tensor
-    values: Tensor
+    keys: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    values: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, ledger: Ledger, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

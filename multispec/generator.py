@@ -97,8 +97,8 @@ class Generator:
             streamer.put(torch.tensor([step.token for step in steps]))
         streamer.end()
 
-    def stream(self, prompt: Any, **settings: Any) -> Iterator[Step]:
-        """Yield each symbol as it is committed, with what it adds to the output (``step.delta``).
+    def stream(self, prompt: Any, **settings: Any) -> Stream:
+        """Each symbol as it is committed, with what it adds to the output (``step.delta``).
 
         Takes the settings of ``generate`` but ``streamer``; they are checked at once. The last step of a
         row carries what was held back. Several prompts interleave their rows: see ``step.row``.
@@ -107,12 +107,18 @@ class Generator:
             UsageError: a setting that cannot be right, before anything is computed.
         """
         batch = batch_of(self.target, self.modality, self.methods, prompt, Asked.of(settings))
-        return self._steps(batch)
+        clock = Clock()
 
-    def _steps(self, batch: Batch) -> Iterator[Step]:
+        def made() -> Any:
+            results = self._results(batch, clock)
+            return results[0] if batch.single else results
+
+        return Stream(self._steps(batch, clock), made)
+
+    def _steps(self, batch: Batch, clock: Clock) -> Iterator[Step]:
         pairs = zip(batch.rows, batch.strings, strict=True)
         decoders = [self.modality.stream(row.settings.prompt, strings) for row, strings in pairs]
-        for steps in self._guarded(batch, Clock()):
+        for steps in self._guarded(batch, clock):
             last = {step.row: place for place, step in enumerate(steps)}
             for place, step in enumerate(steps):
                 decoder = decoders[step.row]
@@ -131,6 +137,25 @@ class Generator:
             return self.modality.decode(row.settings.prompt, row.history.generated, strings)
 
         return [row.result(clock, decode) for row in batch.rows]
+
+
+class Stream:
+    """An iterator of steps; ``result`` is what ``generate`` would have returned, up to now."""
+
+    def __init__(self, steps: Iterator[Step], made: Callable[[], Any]) -> None:
+        self._steps = steps
+        self._made = made
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Step:
+        return next(self._steps)
+
+    @property
+    def result(self) -> Any:
+        """The Generation so far (a list of them for several prompts), with output and report."""
+        return self._made()
 
 
 def guarded(

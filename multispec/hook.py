@@ -17,9 +17,9 @@ from transformers.generation import (
 )
 
 from multispec.asking import Methods, check_words
-from multispec.catalog import Kind, find
 from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import guarded
+from multispec.methods import Kind, find
 from multispec.protocols import Target
 from multispec.report import Clock, Report
 from multispec.row import Row, RowSettings
@@ -193,7 +193,7 @@ def _split(criteria: Any, default_ends: tuple[int, ...]) -> tuple[tuple[int, ...
     return ends or default_ends, others, length
 
 
-_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__  # pyright: ignore[reportAttributeAccessIssue]
 _OWN = frozenset(
     "attention_mask position_ids past_key_values cache_params use_cache logits_to_keep cache_position "
     "encoder_outputs decoder_attention_mask output_attentions output_hidden_states return_dict "

@@ -194,7 +194,7 @@ class Drafting:
             for request, draft in zip(requests, found, strict=True)
         }
 
-    def _checked(self, draft: Draft, request: Request, row: Row) -> Draft:
+    def _checked(self, draft: object, request: Request, row: Row) -> Draft:
         can = self._target.capabilities
         try:
             if not isinstance(draft, Draft):
@@ -244,4 +244,7 @@ class Drafting:
             gone = members & {row.number for row in rows}
             members -= gone
             if gone:
-                session.end(sorted(gone))
+                try:
+                    session.end(sorted(gone))
+                except Exception as error:
+                    self._set_aside([row for row in rows if row.number in gone], error)

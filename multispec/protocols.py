@@ -62,15 +62,15 @@ class TargetSession(Protocol):
         """Run and commit one symbol per row: logits ``[1, V]`` each. A plain step, in one call."""
         ...
 
-    def checkpoint(self, row: int) -> None:
+    def checkpoint(self, row: int, /) -> None:
         """Remember where a row stands, for states that cannot be cropped."""
         ...
 
-    def rewind(self, row: int, length: int) -> int:
+    def rewind(self, row: int, length: int, /) -> int:
         """Go back to the first ``length`` symbols of a row, or to the checkpoint before; returns where."""
         ...
 
-    def length(self, row: int) -> int:
+    def length(self, row: int, /) -> int:
         """Symbols of a row that are in the cache."""
         ...
 

@@ -12,6 +12,7 @@ choice) count as emitted and as forced, never as drafted or accepted.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,21 +105,23 @@ class Report:
         """Emitted symbols per second of wall time."""
         return self.new_tokens / self.clock.total if self.clock.total > 0 else 0.0
 
-    def count_round(self, drafted_depths: tuple[int, ...], accepted: int, emitted: int, spent: float) -> None:
-        """Add one verification: depths of the drafted nodes, nodes accepted, symbols emitted."""
+    def count_round(
+        self, drafted: Sequence[int], accepted: Collection[int], emitted: int, spent: float
+    ) -> None:
+        """Add one verification: depths of the drafted nodes, depths accepted, symbols emitted."""
         self.rounds += 1
         self.new_tokens += emitted
-        self.drafted += len(drafted_depths)
-        self.accepted += accepted
+        self.drafted += len(drafted)
+        self.accepted += len(accepted)
         self.variation_spent += spent
-        self.histogram[accepted] = self.histogram.get(accepted, 0) + 1
-        for depth in range(1, max(drafted_depths, default=0) + 1):
-            self._count_position(depth, accepted >= depth)
+        self.histogram[len(accepted)] = self.histogram.get(len(accepted), 0) + 1
+        for depth in set(drafted):
+            self._count_position(depth, depth in accepted)
 
     def _count_position(self, depth: int, accepted: bool) -> None:
-        if len(self.drafted_at) < depth:
-            self.drafted_at.append(0)
-            self.accepted_at.append(0)
+        missing = depth - len(self.drafted_at)
+        self.drafted_at.extend([0] * missing)
+        self.accepted_at.extend([0] * missing)
         self.drafted_at[depth - 1] += 1
         self.accepted_at[depth - 1] += accepted
 

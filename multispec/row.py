@@ -134,8 +134,7 @@ class Row:
         places = Places(self.history, self._prefixes(draft))
         law = self.pipeline.law(logits, places)
         verdict = self.settings.verifier.verify(draft, law, self.noise, self.history.position)
-        self._refuse_invalid(law, verdict, logits, places)
-        outcome = self._trim(verdict, law)
+        outcome = self._trim(verdict, law, self._drawable(law, verdict, logits, places))
         self._count(draft, verdict, outcome)
         if self.settings.keep_scores:
             nodes = (0, *(node + 1 for node in verdict.path))[: len(outcome.emitted)]
@@ -152,25 +151,27 @@ class Row:
         paths = (path_to(draft.parents, node) for node in range(-1, len(draft)))
         return tuple(tuple(tokens[node] for node in path) for path in paths)
 
-    def _refuse_invalid(self, law: Law, verdict: Verdict, logits: Tensor, places: Places) -> None:
+    def _drawable(self, law: Law, verdict: Verdict, logits: Tensor, places: Places) -> int:
+        """How many symbols come before the first place from which none can be drawn."""
         invalid = law.invalid_places()
-        if not invalid:
-            return
         for depth, node in enumerate((-1, *verdict.path)):
             if node + 1 in invalid:
+                if depth:
+                    return depth  # plain decoding may stop before it; else the next round meets it first
                 rule = self.pipeline.culprit(logits, places, node + 1)
                 raise InvalidLogitsError(
                     f"No symbol can be drawn at position {self.history.position + depth} of row "
                     f"{self.number}: after {rule} the scores are NaN, +inf or -inf everywhere. Check that "
                     "rule, or the model's weights and dtype."
                 )
+        return len(verdict.tokens)
 
-    def _trim(self, verdict: Verdict, law: Law) -> Outcome:
+    def _trim(self, verdict: Verdict, law: Law, count: int) -> Outcome:
         """Emit symbol by symbol up to the first stop; nothing behind it is committed anywhere."""
         emitted: list[int] = []
         reason: str | None = None
         places = (0, *(node + 1 for node in verdict.path))
-        for token, place in zip(verdict.tokens, places, strict=True):
+        for token, place in zip(verdict.tokens[:count], places, strict=False):
             self.history.extend((token,))
             emitted.append(token)
             reason = self._stopped(token, law.scores[place])
@@ -194,18 +195,19 @@ class Row:
 
     def _count(self, draft: Draft, verdict: Verdict, outcome: Outcome) -> None:
         reached = len(outcome.emitted) if outcome.finish_reason else len(draft)
-        tried = [(d, i) for i, d in enumerate(depths(draft.parents)) if d <= reached]
         forced = self._forced(outcome.emitted)
         self.report.forced += len(forced)
-        known = {n for d, n in enumerate(verdict.path[: outcome.accepted]) if d in forced}
-        counted = tuple(d for d, node in tried if node not in known)
-        emitted = len(outcome.emitted)
-        self.report.count_round(counted, outcome.accepted - len(known), emitted, verdict.spent)
+        # Depth d holds the d-th symbol of the round: what the grammar forced was no guess.
+        known = {node for depth, node in enumerate(verdict.path[: outcome.accepted]) if depth in forced}
+        tried = enumerate(depths(draft.parents))
+        drafted = tuple(d for node, d in tried if d <= reached and node not in known)
+        accepted = tuple(d for d in range(1, outcome.accepted + 1) if d - 1 not in forced)
+        self.report.count_round(drafted, accepted, len(outcome.emitted), verdict.spent)
         self.past = Past(
             rounds=self.past.rounds + 1,
             last_nodes=self.budget.nodes,
-            last_drafted=len(counted),
-            last_accepted=outcome.accepted - len(known),
+            last_drafted=len(drafted),
+            last_accepted=len(accepted),
         )
 
     def _forced(self, emitted: Sequence[int]) -> set[int]:

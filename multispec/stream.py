@@ -169,10 +169,11 @@ class Draft:
                 f"{vocab_size} symbols."
             )
         total = self.q.sum(-1)
-        if not bool(torch.isclose(total, torch.ones_like(total), atol=1e-4).all()):
+        fair = torch.isclose(total, torch.ones_like(total), atol=1e-4) & (self.q >= 0).all(-1)
+        if not bool(fair.all()):
             raise DraftError(
-                f"Each row of q must sum to 1: got sums {total.tolist()}. Apply softmax to the "
-                "processed scores, and give the very law the token was drawn from."
+                f"Each row of q must sum to 1 and not go below 0: got sums {total.tolist()}. Apply "
+                "softmax to the processed scores, and give the very law the token was drawn from."
             )
 
 

@@ -335,7 +335,7 @@ STAGES = {
 
 def parse(argv: Sequence[str] | None) -> Settings:
     """Return the settings given as flags."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for field in fields(Settings):
         flag = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):

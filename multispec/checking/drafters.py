@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from multispec.catalog import catalog
 from multispec.checking.prompts import encodes, model_of
 from multispec.drafters import DraftModel, EachRow
 from multispec.errors import UsageError
 from multispec.generator import Generator
+from multispec.methods import catalog
 from multispec.protocols import (
     Context,
     Drafter,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from multispec.catalog import catalog
 from multispec.checking.prompts import encodes, model_of
 from multispec.checking.results import Finding
 from multispec.errors import UnsupportedError
 from multispec.generator import Generator
+from multispec.methods import catalog
 from multispec.protocols import Drafter, Target, Verifier
 from multispec.sampling import CounterNoise, Sampling
 from multispec.stream import Generation, Prompt
@@ -254,6 +254,6 @@ def _generated(model: Any, prompt: Prompt) -> list[int]:
     given[name] = prompt.ids[None].to(model.device)
     if "input_ids" in given:
         given.setdefault("attention_mask", torch.ones_like(given["input_ids"]))
-    generate: Any = GenerationMixin.generate
+    generate: Any = GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
     added: list[int] = generate(model, **given)[0, len(prompt.ids) :].tolist()
     return added

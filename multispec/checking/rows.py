@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from multispec.catalog import catalog
 from multispec.checking import scoring
 from multispec.checking.drafters import default_drafters
 from multispec.checking.equality import Equality
@@ -15,6 +14,7 @@ from multispec.checking.prompts import default_prompts
 from multispec.checking.results import Check, CheckResult, Finding
 from multispec.errors import DrafterWarning
 from multispec.generator import Generator
+from multispec.methods import catalog
 from multispec.protocols import Drafter, Verifier
 from multispec.stream import Prompt
 

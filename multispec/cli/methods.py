@@ -20,7 +20,7 @@ def methods(
 ) -> None:
     """List every drafter, verifier and policy with what it promises and where it is published."""
     with running(debug):
-        from multispec.catalog import catalog
+        from multispec.methods import catalog
 
         if kind is not None and kind not in KINDS:
             raise UnknownNameError("kind", kind, KINDS)

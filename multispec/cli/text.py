@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,32 +147,29 @@ def _noticed() -> Iterator[list[int]]:
 
 def _streamed(generator: Any, prompt: str, settings: dict[str, Any]) -> str:
     """Show the text as it comes; returns it."""
-    painter, pieces, drafted = Painter(), [], []
+    painter, pieces = Painter(), []
     steps = generator.stream(prompt, **settings)
     painter.legend()
     if painter.colours:
         console().print(prompt, style="dim", markup=False, end="", soft_wrap=True)
-    start = time.perf_counter()
     try:
         for step in steps:
             painter.write(step.delta, step.from_draft)
             pieces.append(step.delta or "")
-            drafted.append(step.from_draft)
     except KeyboardInterrupt:  # between two rounds, outside the loop that ends quietly
         pass
-    seconds = time.perf_counter() - start
     sys.stdout.write("\n")
     sys.stdout.flush()
-    say(_summary(drafted, seconds), "dim")
+    say(_summary(steps.result.report), "dim")
     return "".join(pieces)
 
 
-def _summary(drafted: list[bool], seconds: float) -> str:
-    """One line. Each pass of the target gives one token of its own, unless a stop cut it off."""
-    calls = drafted.count(False) + (1 if drafted and drafted[-1] else 0)
+def _summary(report: Any) -> str:
+    """What it cost, in one line."""
     return (
-        f"{len(drafted)} tokens in {seconds:.2f} s ({len(drafted) / seconds:.1f} tokens/s): "
-        f"{calls} target calls, {drafted.count(True)} tokens drafted"
+        f"{report.new_tokens} tokens in {report.clock.total:.2f} s "
+        f"({report.tokens_per_second:.1f} tokens/s): "
+        f"{report.target_calls} target calls, {report.accepted} of {report.drafted} drafted tokens accepted"
     )
 
 

@@ -20,11 +20,11 @@ class RowDrafter(Protocol):
     ...         pass
     """
 
-    def propose(self, request: Request) -> Draft:
+    def propose(self, request: Request, /) -> Draft:
         """At most ``request.budget.nodes`` nodes."""
         ...
 
-    def observe(self, observation: Observation) -> None:
+    def observe(self, observation: Observation, /) -> None:
         """What became of it."""
         ...
 

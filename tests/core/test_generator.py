@@ -173,7 +173,7 @@ def test_max_length_of_a_config_counts_the_prompt() -> None:
 
 def test_sampling_fields_of_a_config_are_those_of_sampling() -> None:
     """do_sample with temperature, top-k, top-p, min-p and typical-p is the same Sampling."""
-    fields = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.95}
+    fields: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.95}
     config = GenerationConfig(do_sample=True, max_new_tokens=12, **fields)
     found = zoo.generator("llama").generate(IDS, generation_config=config)
     expected = _generate(sampling=ms.Sampling(**fields), max_new_tokens=12, drafter=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +57,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a negative id": ({"tokens": torch.tensor([-1, 2])}, r"lie in \[0, 4\)"),
     "no q": ({"kind": "sampled"}, "needs q"),
     "too few rows of q": ({"kind": "sampled", "q": GOOD_Q[:1]}, "needs q"),
-    "a q that is no law": ({"kind": "sampled", "q": GOOD_Q * 2}, "sum to 1"),
+    "a q that is no law": ({"kind": "sampled", "q": GOOD_Q * 2}, "must sum to 1"),
     "a q that is not a number": (
         {"kind": "without_replacement", "q": GOOD_Q * torch.nan},
-        "sum to 1",
+        "must sum to 1",
     ),
     "a q over other symbols": ({"kind": "sampled", "q": torch.full((2, 5), 0.2)}, "q"),
     "a q that goes below zero": (
@@ -91,7 +90,7 @@ def draft_of(fields: dict[str, Any]) -> Draft:
 
 def test_dataclasses_are_frozen() -> None:
     for one in (Draft.empty(), Verdict(path=(), tokens=(1,)), Step(token=1, from_draft=False)):
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):  # frozen, or a property
             one.tokens = ()  # type: ignore[misc]
 
 

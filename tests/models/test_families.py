@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,13 @@ from tests.models import zoo
 
 LENGTH = 16
 TREE = ms.Draft(tokens=torch.tensor([1, 8, 9, 30, 2, 40]), parents=(-1, -1, 1, 2, 1, 0))
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    """Sessions run where the loop runs them."""
+    with torch.inference_mode():
+        yield
 
 
 def _generate(name: str, ids: Sequence[int] = zoo.IDS, **settings: Any) -> ms.Generation:

@@ -157,13 +157,14 @@ _BART: dict[str, Any] = {
     "decoder_ffn_dim": 64,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
-    "init_std": 0.3,
+    "init_std": 0.2,
     "decoder_start_token_id": 2,
     "bos_token_id": 2,
     "pad_token_id": 0,
 }
 _WHISPER: dict[str, Any] = {
     **_BART,
+    "init_std": 0.3,
     "num_mel_bins": 8,
     "max_source_positions": 16,
     "max_target_positions": 64,
@@ -215,7 +216,7 @@ def build(name: str, seed: int = 0, **changes: Any) -> Any:
     own = {"eos_token_id": None, "forced_eos_token_id": None, "tie_word_embeddings": False}
     options = {**family.options, **own, **changes}
     options = {key: value for key, value in options.items() if key != "num_key_value_heads" or value}
-    with torch.random.fork_rng():
+    with torch.inference_mode(False), torch.random.fork_rng():
         torch.manual_seed(family.seed + 100 * seed)
         model: Any = getattr(transformers, family.model)(
             getattr(transformers, family.config)(**options)
@@ -264,7 +265,7 @@ def plain_generate(name: str, ids: Sequence[int] = IDS, max_new_tokens: int = 24
     if kind == "text2text":
         return list(model.generate(given.conditioning["input_ids"], **settings)[0, 1:].tolist())
     # Whisper's own generate adds language and task symbols: ask the one it inherits.
-    generate: Callable[..., Any] = transformers.GenerationMixin.generate
+    generate: Callable[..., Any] = transformers.GenerationMixin.generate  # pyright: ignore[reportAttributeAccessIssue]
     inputs = given.conditioning["input_features"]
     found = generate(model, inputs, decoder_input_ids=given.ids[None], **settings)
     return list(found[0, 1:].tolist())

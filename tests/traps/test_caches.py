@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ from tests.traps.tools import generation
 
 SCRIPT = [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 CLOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    """Sessions run where the loop runs them."""
+    with torch.inference_mode():
+        yield
 
 
 def test_trap_08_the_bonus_comes_once_and_only_after_full_acceptance() -> None:

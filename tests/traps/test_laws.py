@@ -61,7 +61,11 @@ def test_trap_01_the_draft_model_gives_back_the_law_it_drew_from() -> None:
     """Under rejection, q of each node is the processed law of the draft model at that node."""
     model = _draft()
     spy = DraftModel(model)
-    settings: dict[str, Any] = {"drafter": spy, "verifier": Rejection(), "sampling": Sampling(temperature=0.7, seed=3)}
+    settings: dict[str, Any] = {
+        "drafter": spy,
+        "verifier": Rejection(),
+        "sampling": Sampling(temperature=0.7, seed=3),
+    }
     target = _target()
     play(target, row(**settings))
     seen = [call.drafts[0] for call in target.sessions[0].calls if len(call.drafts[0])]
