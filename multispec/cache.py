@@ -112,7 +112,8 @@ class RaggedLayer(CacheLayerMixin):
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys = self.keys[rows]  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.values = self.values[rows]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class RaggedCache(Cache):

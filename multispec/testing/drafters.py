@@ -127,7 +127,9 @@ class _Growing:
     def draft(self) -> Draft:
         """The tree with its q, which a coupled verifier has no use for."""
         coupled = self._request.coupled or self._kind == "point"
-        kind: DraftKind = "point" if coupled else self._kind
+        kind: DraftKind = self._kind
+        if coupled:
+            kind = "point"
         q = torch.cat(self.q) if not coupled and self.q else None
         tokens = torch.tensor(self.tokens, dtype=torch.long)
         return Draft(tokens=tokens, parents=tuple(self.parents), q=q, kind=kind)

@@ -101,8 +101,8 @@ class Wrong:
         self.spec, self.capabilities = target.spec, target.capabilities
         self.device, self.context_length = target.device, target.context_length
 
-    def begin(self, *arguments: Any) -> Any:
-        return self._mistake(self._target.begin(*arguments))
+    def begin(self, prompts: Any, capacity: Any, nodes: int) -> Any:
+        return self._mistake(self._target.begin(prompts, capacity, nodes))
 
 
 def wrong(mistake: Callable[[Any], Any], **settings: Any) -> dict[str, CheckResult]:

@@ -33,7 +33,8 @@ def near(seed: int = 2, **abilities: Any) -> TableModel:
 
 
 def run(drafter: DraftModel | None, target: Any = TARGET, **asked: Any) -> Generation:
-    return play(target, row(drafter=drafter, **({"max_new_tokens": LENGTH} | asked)))[0]
+    wanted: dict[str, Any] = {"max_new_tokens": LENGTH} | asked
+    return play(target, row(drafter=drafter, **wanted))[0]
 
 
 def drafts_in_its_cache(model: FakeModel, found: Generation) -> bool:

@@ -227,7 +227,7 @@ class _SeesEachLength(StoppingCriteria):
         self.length = length
         self.seen: list[int] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
         self.seen.append(input_ids.shape[1])
         return torch.tensor([input_ids.shape[1] >= self.length] * len(input_ids))
 

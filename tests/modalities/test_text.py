@@ -261,9 +261,9 @@ def test_a_stream_of_several_prompts_names_the_row(generator: ms.Generator) -> N
 def test_a_stream_can_be_left_and_the_generator_used_again(generator: ms.Generator) -> None:
     """A caller who stops listening leaves nothing behind."""
     settings: dict[str, Any] = {"sampling": ms.Sampling(seed=5), "max_new_tokens": 12}
-    stream: Any = generator.stream("the fox", **settings)
+    stream = iter(generator.stream("the fox", **settings))
     first = next(stream)
-    stream.close()
+    del stream
     assert generator.generate("the fox", **settings).tokens[0] == first.token
 
 

@@ -15,7 +15,7 @@ from multispec.targets.rowwise import RowwiseSession
 from multispec.tree import path_to
 from tests.models import zoo
 
-LENGTH = 16
+LENGTH = 12
 TREE = ms.Draft(tokens=torch.tensor([1, 8, 9, 30, 2, 40]), parents=(-1, -1, 1, 2, 1, 0))
 
 
@@ -42,7 +42,7 @@ def test_plain_decoding_is_transformers_greedy(name: str) -> None:
     found = _generate(name, sampling=_sampling(0)).tokens.tolist()
     assert found == zoo.plain_generate(name, max_new_tokens=LENGTH)
     assert len(found) == LENGTH
-    assert len(set(found)) > 4, "a model that repeats itself tests nothing"
+    assert len(set(found)) > 3, "a model that repeats itself tests nothing"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -63,7 +63,7 @@ def test_drafting_changes_nothing(name: str, temperature: float) -> None:
 def test_a_ragged_batch_is_each_row_alone(name: str) -> None:
     """Three prompts of different length together give what each gives alone."""
     rows = [zoo.IDS, zoo.IDS[:4], zoo.IDS[2:]]
-    settings: dict[str, Any] = {"sampling": _sampling(0.9), "max_new_tokens": 12}
+    settings: dict[str, Any] = {"sampling": _sampling(0.9), "max_new_tokens": 10}
     together = zoo.generator(name).generate(
         [zoo.prompt(name, ids) for ids in rows],
         drafter=DraftModel(zoo.shared(name, 1), num_draft_tokens=3),
@@ -148,7 +148,7 @@ def test_a_tree_is_refused_with_a_reason(name: str) -> None:
 @pytest.mark.parametrize("name", zoo.TREES)
 def test_a_tree_drafter_changes_nothing(name: str) -> None:
     """A drafter of trees, nearly always wrong, leaves the output as it is."""
-    settings: dict[str, Any] = {"sampling": _sampling(0.9), "max_new_tokens": 12}
+    settings: dict[str, Any] = {"sampling": _sampling(0.9), "max_new_tokens": 10}
     drafted = _generate(name, drafter=_Branches(), **settings)
     assert drafted.report.drafted > 0 and not drafted.report.drafter_failures
     assert drafted.tokens.tolist() == _generate(name, **settings).tokens.tolist()
@@ -183,7 +183,7 @@ def test_a_run_of_rejections_keeps_passes_short(name: str) -> None:
         session.score([0], [root], [ms.Draft.chain([1, 2, 3])])
         longest = max(longest, len(session._rows[0].fed))
         session.commit([0], [()])
-        ids.append(root)
+        ids.append(root)  # pyright: ignore[reportArgumentType]
     # Short convolutions alone can be cropped, so nothing is ever replayed there.
     assert session.replays >= 2 if name != "lfm2" else session.replays == 0
     assert longest <= 8 + 4, "leftovers up to the limit, the root and three drafts"

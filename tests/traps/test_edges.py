@@ -142,7 +142,8 @@ def test_trap_28_a_row_that_is_done_counts_nothing_more() -> None:
     for together, single in zip(batch, alone, strict=True):
         ours, theirs = together.report.to_dict(), single.report.to_dict()
         for timed in ("seconds", "tokens_per_second"):
-            ours.pop(timed), theirs.pop(timed)
+            ours.pop(timed)
+            theirs.pop(timed)
         assert ours == theirs
 
 

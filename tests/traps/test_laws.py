@@ -215,10 +215,9 @@ def test_trap_16_an_unsure_symbol_is_verified_not_dropped() -> None:
     assert set(sizes[:-1]) == {1}
 
 
-@pytest.mark.parametrize("threshold", [0.4, 0.6])
-def test_trap_16_pruning_by_confidence_keeps_the_law(threshold: float) -> None:
+def test_trap_16_pruning_by_confidence_keeps_the_law() -> None:
     """The rule looks at max q, never at the symbol drawn: the law is the target's."""
-    policy = Confidence(threshold=threshold, max_draft_tokens=2)
+    policy = Confidence(threshold=0.6, max_draft_tokens=2)
     found = law(_target(), length=4, drafter=DraftModel(_draft()), policy=policy)
     assert distance(found, by_hand(_target(), 4)) < EXACT
 
@@ -300,5 +299,5 @@ def test_trap_20_top_k_keeps_what_equals_the_kth_as_transformers_does() -> None:
         rule = ms.Sampling(top_k=k)
         ours = TableModel(5, table=scores[:1].expand(6, -1))
         kept = {path[0] for path in law(ours, 1, sampling=rule)}
-        theirs = TopKLogitsWarper(k)(torch.zeros(1, 1), scores[:1])[0]
+        theirs = TopKLogitsWarper(k)(torch.zeros(1, 1).long(), scores[:1])[0]  # pyright: ignore
         assert kept == set(torch.isfinite(theirs).nonzero()[:, 0].tolist())
