@@ -17,6 +17,7 @@ from transformers.generation import (
 )
 
 from multispec.asking import Methods, check_words
+from multispec.drafters import DraftModel
 from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import guarded
 from multispec.methods import Kind, find
@@ -36,6 +37,7 @@ class Speculative:
         self._parts = Methods().parts(drafter, verifier, policy, words)
         self._seed = seed
         self._targets: dict[int, Target] = {}
+        self._assistant: DraftModel | None = None
         self.reports: list[Report] = []
 
     def __call__(
@@ -57,16 +59,19 @@ class Speculative:
             model_kwargs[model.main_input_name] = inputs_tensor.repeat_interleave(copies, dim=0)
         _refuse(generation_config, synced_gpus)
         target = self._target(model)
+        forgotten = _forgotten()
+        streamer = _followed(streamer or forgotten["streamer"], len(input_ids))
         rows = self._rows(
             model,
             target,
+            forgotten["assistant_model"],
             input_ids,
             logits_processor,
             stopping_criteria,
             generation_config,
             model_kwargs,
         )
-        clock, streamer = Clock(), _streamer(streamer, len(rows))
+        clock = Clock()
 
         def made() -> list[Generation]:
             return [row.result(clock, lambda _: None) for row in rows]
@@ -86,10 +91,16 @@ class Speculative:
             self._targets = {id(model): target_for(model)}
         return self._targets[id(model)]
 
+    def _assisted(self, assistant: Any) -> DraftModel:
+        if self._assistant is None or self._assistant.model is not assistant:
+            self._assistant = DraftModel(assistant)
+        return self._assistant
+
     def _rows(
         self,
         model: Any,
         target: Target,
+        assistant: Any,
         input_ids: Tensor,
         processors: Any,
         criteria: Any,
@@ -97,6 +108,8 @@ class Speculative:
         model_kwargs: dict[str, Any],
     ) -> list[Row]:
         drafter, verifier, policy = self._parts
+        if assistant is not None:
+            drafter = self._assisted(assistant)
         ends, stops, length = _split(criteria, target.spec.end_ids)
         seed = self._seed if self._seed is not None else int(torch.randint(2**62, ()))
         copies = config.num_return_sequences or 1
@@ -244,23 +257,29 @@ def _for_row(processor: Any, row: int) -> Any:
     return processor
 
 
-def _streamer(given: Any, rows: int) -> Any:
-    """The call's streamer; transformers 5.23 forgets to hand it to a callable, so look into ``generate``.
+def _forgotten() -> dict[str, Any]:
+    """Arguments of the running ``generate`` that transformers 5.23 does not hand to a callable.
+
+    ``streamer`` and ``assistant_model`` would be ignored in silence; so look at the caller's own names.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not _GENERATE:
+        frame = frame.f_back
+    found = {} if frame is None else frame.f_locals
+    return {name: found.get(name) for name in ("streamer", "assistant_model")}
+
+
+def _followed(streamer: Any, rows: int) -> Any:
+    """The streamer, where it can follow.
 
     Raises:
         UnsupportedError: more than one prompt.
     """
-    frame = inspect.currentframe()
-    while given is None and frame is not None:
-        if frame.f_code is _GENERATE:
-            given = frame.f_locals.get("streamer")
-            break
-        frame = frame.f_back
-    if given is not None and rows > 1:
+    if streamer is not None and rows > 1:
         raise UnsupportedError(
             f"A streamer follows one prompt: got {rows}. Generate them one by one, or leave it out."
         )
-    return given
+    return streamer
 
 
 def _output(model: Any, input_ids: Tensor, results: list[Generation], config: Any) -> Any:

@@ -217,6 +217,8 @@ class Drafting:
         numbers = {row.number for row in rows}
         for _, members in self._sessions:
             members -= numbers
+        # A session that nobody uses any more gives its cache back.
+        self._sessions = [(session, members) for session, members in self._sessions if members]
         message = f"The drafter failed and was set aside; the output is not affected. {why}"
         warnings.warn(message, DrafterWarning, stacklevel=2)
 

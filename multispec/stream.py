@@ -170,10 +170,12 @@ class Draft:
             )
         total = self.q.sum(-1)
         fair = torch.isclose(total, torch.ones_like(total), atol=1e-4) & (self.q >= 0).all(-1)
-        if not bool(fair.all()):
+        drawn = self.q.gather(-1, self.tokens.to(self.q.device)[:, None])[:, 0] > 0
+        if not bool((fair & drawn).all()):
             raise DraftError(
-                f"Each row of q must sum to 1 and not go below 0: got sums {total.tolist()}. Apply "
-                "softmax to the processed scores, and give the very law the token was drawn from."
+                f"Each row of q must sum to 1 and not go below 0: got sums {total.tolist()}, and mass on the "
+                f"drafted symbols {drawn.tolist()}. Apply softmax to the processed scores, and give the "
+                "very law the token was drawn from."
             )
 
 

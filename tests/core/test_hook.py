@@ -313,6 +313,17 @@ def test_embeddings_in_place_of_ids_are_refused() -> None:
         _llama().generate(inputs_embeds=embeddings, custom_generate=ms.speculative(), **GREEDY)
 
 
+def test_an_assistant_given_to_generate_drafts() -> None:
+    """transformers does not hand assistant_model to a callable; it is honoured all the same."""
+    loop = ms.speculative()
+    assisted = _llama().generate(
+        ONE, custom_generate=loop, assistant_model=zoo.shared("llama"), tokenizer=None, **GREEDY
+    )
+    assert assisted.tolist() == _llama().generate(ONE, **GREEDY).tolist()
+    assert loop.reports[0].draft_calls > 0
+    assert loop.reports[0].acceptance_rate == 1
+
+
 def test_a_streamer_with_a_batch_is_refused_before_any_token() -> None:
     """As in transformers, a streamer follows one prompt."""
     streamer = _Collector()
