@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_target_and_draft_share_a_tokenizer_that_loses_nothing() -> None:
 def test_drafting_leaves_the_text_as_it_is(generator: ms.Generator, drafter: str, temperature: float) -> None:
     """The promise of the default verifier, on the models that everybody has."""
     sampling = ms.Sampling(temperature=temperature, seed=3)
-    settings = {"sampling": sampling, "max_new_tokens": 40}
+    settings: dict[str, Any] = {"sampling": sampling, "max_new_tokens": 40}
     plain = generator.generate(list(PROMPTS), drafter=None, **settings)
     drafted = generator.generate(list(PROMPTS), drafter=drafter, **settings)
     assert [one.output for one in drafted] == [one.output for one in plain]
