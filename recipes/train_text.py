@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -314,7 +315,7 @@ def export_stage(settings: Settings, pool: ThreadPoolExecutor) -> None:
         model = trained(settings, role).bfloat16()
         model.generation_config = generation
         model.save_pretrained(Path(settings.export) / role)
-        tokenizer.save_pretrained(Path(settings.export) / role)
+        shutil.copytree(settings.folder / "tokenizer", Path(settings.export) / role, dirs_exist_ok=True)
         cast(nn.Module, model).float()  # the rounded weights, in a type that every CPU is fast at
         models[role] = model
         sizes[f"{role}_parameters"] = model.num_parameters()
