@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import multispec as ms
 from multispec import loop
 from multispec.cli import app
+from multispec.generator import Stream
 
 PROMPT = "Once upon a time"
 
@@ -131,13 +132,17 @@ def test_debug_shows_where(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_between_rounds(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = ms.Generator.stream
+    begin = ms.Generator.stream
 
-    def interrupted(self: ms.Generator, prompt: Any, **settings: Any) -> Iterator[ms.Step]:
-        for count, step in enumerate(stream(self, prompt, **settings)):
+    def steps(stream: Stream) -> Iterator[ms.Step]:
+        for count, step in enumerate(stream):
             if count == 9:
                 signal.raise_signal(signal.SIGINT)
             yield step
+
+    def interrupted(self: ms.Generator, prompt: Any, **settings: Any) -> Stream:
+        stream = begin(self, prompt, **settings)
+        return Stream(steps(stream), lambda: stream.result)
 
     monkeypatch.setattr(ms.Generator, "stream", interrupted)
     result = run(PROMPT, model=target)
