@@ -88,7 +88,8 @@ class _Growing:
     """A tree while it grows from the root outwards."""
 
     def __init__(self, model: FakeModel, request: Request, kind: DraftKind) -> None:
-        self._model, self._request, self._kind = model, request, kind
+        self._model, self._request = model, request
+        self._kind: DraftKind = kind
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.q: list[Tensor] = []
