@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from multispec import drafters, errors, policies, targets, verifiers
     from multispec.errors import MultispecError
     from multispec.generator import Generator
+    from multispec.guidance import Guidance
     from multispec.hook import speculative
     from multispec.loading import load
     from multispec.methods import catalog
@@ -26,6 +27,7 @@ __all__ = [
     "Draft",
     "Generation",
     "Generator",
+    "Guidance",
     "MultispecError",
     "Prompt",
     "Report",
@@ -49,6 +51,7 @@ _HOMES = {
     "catalog": "methods",
     "MultispecError": "errors",
     "Generator": "generator",
+    "Guidance": "guidance",
     "speculative": "hook",
     "load": "loading",
     "Report": "report",

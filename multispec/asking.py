@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from numbers import Integral
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from multispec.drafters import DraftModel, PromptLookup
 from multispec.errors import PromptError, UnknownNameError, UsageError
+from multispec.guidance import Guidance
 from multispec.methods import Kind, find
 from multispec.modality import Modality
 from multispec.policies import Confidence, FixedLength, Heuristic
@@ -44,6 +45,8 @@ class Asked:
     logits_processor: Any = None
     stopping_criteria: Any = None
     output_scores: bool = False
+    guidance: Any = None
+    negative: Any = None
     words: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -201,6 +204,9 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     drafter, policy, stop = translate(asked.words, asked.drafter, asked.policy, asked.stop)
     prompts, single = _prompts(prompt, target, modality)
     count = len(prompts)
+    guidances = _per_row(asked.guidance, count, "guidance")
+    negatives = _per_row(asked.negative, count, "negative")
+    prompts = [_guided(prompts[n], guidances[n], negatives[n], target, modality) for n in range(count)]
     drafters = [methods.drafter(one) for one in _per_row(drafter, count, "drafter")]
     policies = [methods.policy(one) for one in _per_row(policy, count, "policy")]
     samplings = _per_row(asked.sampling, count, "sampling")
@@ -235,7 +241,7 @@ class _RowMaker:
         drafter: Drafter | None,
         policy: Policy,
     ) -> Row:
-        spec, config = self.target.spec, self.config
+        spec, config = prompt.spec or self.target.spec, self.config
         if not isinstance(sampling, Sampling | None):
             raise UsageError(
                 f"sampling must be a multispec.Sampling: got {type(sampling).__name__}. Use "
@@ -246,7 +252,9 @@ class _RowMaker:
         wanted = length
         if wanted is None and config is not None:
             wanted = config.new_tokens(len(prompt.ids))
-        room, note = _room(self.target, prompt, DEFAULT_NEW_TOKENS if wanted is None else wanted)
+        if wanted is None:
+            wanted = spec.fixed_length or DEFAULT_NEW_TOKENS
+        room, note = _room(self.target, prompt, wanted)
         own = config.processors(len(prompt.ids)) if config else []
         ends = config.end_ids if config is not None and config.end_ids is not None else spec.end_ids
         settings = RowSettings(
@@ -285,7 +293,25 @@ def _prompts(prompt: Any, target: Target, modality: Modality) -> tuple[list[Prom
         prompt = prompt.tolist()
     batch = isinstance(prompt, (list, tuple)) and bool(prompt) and not isinstance(prompt[0], (int, Mapping))
     listed = list(prompt) if batch else [prompt]
-    return [_prompt(one, modality, target.spec.vocab_size) for one in listed], not batch
+    size = target.spec.prompt_size or target.spec.vocab_size
+    return [_prompt(one, modality, size) for one in listed], not batch
+
+
+def _guided(prompt: Prompt, guidance: Any, negative: Any, target: Target, modality: Modality) -> Prompt:
+    """The prompt with its guidance and the other branch; a number is a scale in the model's convention."""
+    if isinstance(guidance, Real):
+        guidance = replace(prompt.guidance or modality.guidance, scale=float(guidance))
+    if not isinstance(guidance, Guidance | None):
+        raise UsageError(
+            f"guidance is a scale or a multispec.Guidance: got {type(guidance).__name__}. "
+            "Pass guidance=3.0, or multispec.Guidance(scale=3.0, convention=...)."
+        )
+    prompt = replace(prompt, guidance=guidance or prompt.guidance)
+    if negative is None and (not prompt.guided or prompt.unconditional is not None):
+        return prompt
+    other = modality.unconditional(prompt, negative)
+    _checked(other, target.spec.prompt_size or target.spec.vocab_size)
+    return replace(prompt, unconditional=other)
 
 
 def _prompt(prompt: Any, modality: Modality, vocab_size: int) -> Prompt:

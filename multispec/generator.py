@@ -46,15 +46,19 @@ class Generator:
         stopping_criteria: Any = None,
         streamer: Any = None,
         output_scores: bool = False,
+        guidance: Any = None,
+        negative: Any = None,
         **words: Any,
     ) -> Any:
         """Generate from one prompt (a Generation) or a list of prompts (a list of them, made together).
 
         A list of ints is one prompt of ids; a list of strings or of lists is a batch; a list of messages
-        (dicts) is one chat. ``sampling``, ``drafter``, ``policy``, ``max_new_tokens`` and ``stop`` may be
-        lists with one entry per prompt. transformers' own words (``assistant_model``,
-        ``num_assistant_tokens``, ``prompt_lookup_num_tokens``, ``stop_strings`` ...) are understood.
-        ``max_new_tokens`` defaults to 128. Ctrl-C returns what was generated.
+        (dicts) is one chat. ``sampling``, ``drafter``, ``policy``, ``max_new_tokens``, ``stop``, ``guidance``
+        and ``negative`` may be lists with one entry per prompt. ``guidance`` is a scale (in the model's
+        convention) or a ``Guidance``; ``negative`` is the prompt of its other branch. transformers' own words
+        (``assistant_model``, ``num_assistant_tokens``, ``prompt_lookup_num_tokens``, ``stop_strings`` ...)
+        are understood. ``max_new_tokens`` defaults to the length of the stream where that is fixed, else to
+        128. Ctrl-C returns what was generated.
 
         Raises:
             UsageError: a setting that cannot be right, before anything is computed.
@@ -74,6 +78,8 @@ class Generator:
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             output_scores=output_scores,
+            guidance=guidance,
+            negative=negative,
             words=words,
         )
         batch = batch_of(self.target, self.modality, self.methods, prompt, asked)

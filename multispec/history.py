@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -11,12 +12,17 @@ from torch import Tensor
 class History:
     """The committed symbols of one row, prompt included; grows by what each round commits.
 
+    ``first`` is where the symbols of the stream begin: 0, or behind a prompt in other symbols.
+
     ``ids`` is one growing list; ``generated`` are the ids after the prompt. ``padding`` is shown
     to foreign processors before them, and to nobody else.
     """
 
-    def __init__(self, prompt: Sequence[int], padding: Sequence[int] = ()) -> None:
+    def __init__(
+        self, prompt: Sequence[int], padding: Sequence[int] = (), *, foreign_prompt: bool = False
+    ) -> None:
         self.ids: list[int] = list(prompt)
+        self.first = len(self.ids) if foreign_prompt else 0
         self.padding = tuple(padding)
         self.prompt_length = len(self.ids)
         self._seen: Tensor | None = None
@@ -48,7 +54,7 @@ class History:
         """Bool ``[V]``: which symbols occur in prompt or output. Kept up to date, not rebuilt."""
         if self._seen is None:
             self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self._seen[torch.tensor(self.ids, device=device)] = True
+            self._seen[torch.tensor(self.ids[self.first :], dtype=torch.long, device=device)] = True
         return self._seen
 
     def counts(self, vocab_size: int, device: torch.device) -> Tensor:
@@ -57,3 +63,32 @@ class History:
             generated = torch.tensor(self.generated, dtype=torch.long, device=device)
             self._counts = torch.bincount(generated, minlength=vocab_size).to(torch.float32)
         return self._counts
+
+
+class Prefix(Sequence[int]):
+    """The symbols generated so far and those drafted behind them, without a copy.
+
+    >>> history = History([7]); history.extend([1, 2]); list(Prefix(history, (3,)))
+    [1, 2, 3]
+    """
+
+    def __init__(self, history: History, drafted: Sequence[int] = (), generated: int | None = None) -> None:
+        self._ids, self._start, self._drafted = history.ids, history.prompt_length, drafted
+        self._generated = history.position if generated is None else generated
+
+    def __len__(self) -> int:
+        return self._generated + len(self._drafted)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        if not 0 <= place < len(self):
+            raise IndexError(f"symbol {index} of {len(self)}")
+        if place < self._generated:
+            return self._ids[self._start + place]
+        return self._drafted[place - self._generated]

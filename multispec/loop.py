@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from multispec.branches import begin
 from multispec.errors import DraftError, DrafterWarning, MultispecError, OutOfMemoryError
 from multispec.protocols import MAX_NODES, Context, Drafter, DraftSession, Request, Target, TargetSession
 from multispec.report import Clock
@@ -91,7 +92,7 @@ def _open(
 ) -> tuple[TargetSession, dict[int, Tensor], Drafting]:
     capacity = [len(row.history) + row.settings.max_new_tokens for row in rows]
     with clock.measure("prefill"), memory_for(lambda: f"the prompts of {len(rows)} rows"):
-        session = target.begin([row.settings.prompt for row in rows], capacity, MAX_NODES)
+        session = begin(target, [row.settings.prompt for row in rows], capacity, MAX_NODES)
         logits = session.prefill().logits
     with clock.measure("draft"):
         drafting = Drafting(target, rows)
@@ -151,6 +152,7 @@ class Drafting:
             capacity={row.number: len(row.history) + row.settings.max_new_tokens for row in members},
             vocab_size=self._target.spec.vocab_size,
             device=self._target.device,
+            specs={row.number: row.spec for row in members},
         )
         try:
             session = drafter.begin(context)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 from multispec.errors import PromptError, UsageError
+from multispec.guidance import Guidance
 from multispec.row import Stop
 from multispec.stream import Prompt
 
@@ -29,6 +34,15 @@ class Modality(Protocol):
 
     def encode(self, prompt: Any) -> Prompt:
         """A prompt of any form that this modality knows."""
+        ...
+
+    @property
+    def guidance(self) -> Guidance:
+        """The convention of its models, for a caller who gives a scale alone."""
+        ...
+
+    def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
+        """The prompt of the other branch of guidance: ``negative``, or what the models use for nothing."""
         ...
 
     def stops(self, prompt: Prompt, strings: Sequence[str]) -> list[Stop]:
@@ -57,6 +71,25 @@ class IdsOnly:
             f"Without a tokenizer a prompt must be ids or a Prompt: got {type(prompt).__name__}. "
             "Pass tokenizer=... to multispec.load."
         )
+
+    @property
+    def guidance(self) -> Guidance:
+        """transformers' convention for text."""
+        return Guidance(convention="log_softmax")
+
+    def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
+        """``negative`` as ids; without it the last id of the prompt, as in transformers."""
+        if negative is None:
+            return replace(prompt, ids=prompt.ids[-1:], guidance=None, unconditional=None)
+        if isinstance(negative, Prompt):
+            return negative
+        if not isinstance(negative, Tensor | list | tuple):
+            raise UsageError(
+                f"Without a tokenizer a negative prompt must be ids: got {type(negative).__name__}. "
+                "Pass tokenizer=... to multispec.load."
+            )
+        ids = torch.as_tensor(negative, dtype=torch.long)
+        return replace(prompt, ids=ids, guidance=None, unconditional=None)
 
     def stops(self, prompt: Prompt, strings: Sequence[str]) -> list[Stop]:
         """None.

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import generation
 
 from multispec.errors import UnsupportedError
-from multispec.history import History
+from multispec.history import History, Prefix
 from multispec.sampling import Law, Sampling
 from multispec.stream import Forced, Grammar
 
@@ -138,17 +138,22 @@ class GrammarRule:
     grammar: Grammar
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
-        generated = places.history.generated
         scores = scores.clone()
         for row, drafted in enumerate(places.drafted):
-            left = self.grammar([*generated, *drafted])
+            left = self.grammar(Prefix(places.history, drafted))
             if left is not None:
-                symbols = [left.symbol] if isinstance(left, Forced) else list(left.symbols)
-                kept = scores[row, symbols]
+                symbols = left.symbol if isinstance(left, Forced) else _index(left.symbols)
+                kept = scores[row, symbols].clone()
                 scores[row] = -torch.inf
                 # A forced symbol is emitted even where the model itself gives it no mass.
                 scores[row, symbols] = torch.zeros_like(kept) if isinstance(left, Forced) else kept
         return scores
+
+
+def _index(symbols: Sequence[int]) -> slice | list[int]:
+    if isinstance(symbols, range) and symbols.step == 1:
+        return slice(symbols.start, max(symbols.start, symbols.stop))
+    return list(symbols)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Parts satisfy these structurally; nothing inherits from them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -144,12 +144,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a drafter is told at the start: the prompts of its rows, the vocabulary, the room."""
+    """What a drafter is told at the start: the prompts and streams of its rows, the vocabulary, the room."""
 
     prompts: dict[int, Prompt]
     capacity: dict[int, int]
     vocab_size: int
     device: torch.device
+    specs: dict[int, StreamSpec] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -190,6 +191,19 @@ class Drafter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a row stands when a draft is decided on.
+
+    ``start`` is the position of the first symbol of the round, ``spent`` the total variation that
+    the row has spent so far, ``length`` the most symbols it may emit (0: not known).
+    """
+
+    start: int
+    spent: float = 0.0
+    length: int = 0
+
+
 @runtime_checkable
 class Verifier(Protocol):
     """A rule of acceptance: a frozen dataclass with one method, and the promise it keeps."""
@@ -198,8 +212,8 @@ class Verifier(Protocol):
     exactness: ClassVar[Exactness]
     coupled: ClassVar[bool]
 
-    def verify(self, draft: Draft, p: Law, noise: Noise, start: int) -> Verdict:
-        """Decide on a draft; ``p`` has D + 1 rows, ``start`` is the position of the first symbol."""
+    def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
+        """Decide on a draft; ``p`` has D + 1 rows."""
         ...
 
 

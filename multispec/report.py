@@ -106,14 +106,14 @@ class Report:
         return self.new_tokens / self.clock.total if self.clock.total > 0 else 0.0
 
     def count_round(
-        self, drafted: Sequence[int], accepted: Collection[int], emitted: int, spent: float
+        self, drafted: Sequence[int], accepted: Collection[int], emitted: int, spent: Sequence[float] = ()
     ) -> None:
-        """Add one verification: depths of the drafted nodes, depths accepted, symbols emitted."""
+        """Add one verification: depths drafted and accepted, symbols emitted, variation spent on each."""
         self.rounds += 1
         self.new_tokens += emitted
         self.drafted += len(drafted)
         self.accepted += len(accepted)
-        self.variation_spent += spent
+        self.variation_spent += sum(spent)
         self.histogram[len(accepted)] = self.histogram.get(len(accepted), 0) + 1
         for depth in set(drafted):
             self._count_position(depth, depth in accepted)

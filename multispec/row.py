@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from multispec.errors import InvalidLogitsError
-from multispec.history import History
+from multispec.history import History, Prefix
 from multispec.processing import LogitsProcessor, Pipeline, Places
-from multispec.protocols import MAX_NODES, Budget, Drafter, Past, Policy, Request, Verifier
+from multispec.protocols import MAX_NODES, Budget, Drafter, Past, Policy, Request, Standing, Verifier
 from multispec.report import Clock, Report
 from multispec.sampling import CounterNoise, Law, Noise, Sampling
 from multispec.stream import (
@@ -62,6 +62,7 @@ class Outcome:
     path: tuple[int, ...]
     accepted: int
     finish_reason: str | None
+    law: Law
 
 
 @dataclass
@@ -76,7 +77,9 @@ class Row:
 
     def __post_init__(self) -> None:
         asked = self.settings
-        self.history = History(asked.prompt.ids.tolist(), asked.padding)
+        self.spec = asked.prompt.spec or self.spec
+        own_symbols = self.spec.prompt_size is None
+        self.history = History(asked.prompt.ids.tolist(), asked.padding, foreign_prompt=not own_symbols)
         self.pipeline = Pipeline(
             asked.sampling,
             self.spec.vocab_size,
@@ -133,7 +136,7 @@ class Row:
         """
         places = Places(self.history, self._prefixes(draft))
         law = self.pipeline.law(logits, places)
-        verdict = self.settings.verifier.verify(draft, law, self.noise, self.history.position)
+        verdict = self.settings.verifier.verify(draft, law, self.noise, self._standing())
         outcome = self._trim(verdict, law, self._drawable(law, verdict, logits, places))
         self._count(draft, verdict, outcome)
         if self.settings.keep_scores:
@@ -143,6 +146,12 @@ class Row:
         self.pipeline.commit(outcome.emitted)
         self.finish_reason = outcome.finish_reason
         return outcome
+
+    def _standing(self) -> Standing:
+        length = self.settings.max_new_tokens
+        if self.spec.fixed_length is not None:
+            length = min(length, self.spec.fixed_length)
+        return Standing(self.history.position, self.report.variation_spent, length)
 
     def _prefixes(self, draft: Draft) -> tuple[tuple[int, ...], ...]:
         if not self.pipeline.needs_prefix:
@@ -179,7 +188,7 @@ class Row:
                 break
         accepted = min(len(verdict.path), len(emitted))
         path = verdict.path[: len(emitted) - 1]
-        return Outcome(tuple(emitted), path, accepted, reason)
+        return Outcome(tuple(emitted), path, accepted, reason, law)
 
     def _stopped(self, token: int, scores: Tensor) -> str | None:
         asked = self.settings
@@ -202,7 +211,8 @@ class Row:
         tried = enumerate(depths(draft.parents))
         drafted = tuple(d for node, d in tried if d <= reached and node not in known)
         accepted = tuple(d for d in range(1, outcome.accepted + 1) if d - 1 not in forced)
-        self.report.count_round(drafted, accepted, len(outcome.emitted), verdict.spent)
+        count = len(outcome.emitted)
+        self.report.count_round(drafted, accepted, count, verdict.spent[:count])
         self.past = Past(
             rounds=self.past.rounds + 1,
             last_nodes=self.budget.nodes,
@@ -213,13 +223,20 @@ class Row:
     def _forced(self, emitted: Sequence[int]) -> set[int]:
         if self.spec.grammar is None:
             return set()
-        before = self.history.generated[: self.history.position - len(emitted)]
-        after = [[*before, *emitted[:i]] for i in range(len(emitted))]
+        before = self.history.position - len(emitted)
+        after = (Prefix(self.history, generated=before + i) for i in range(len(emitted)))
         return {i for i, prefix in enumerate(after) if isinstance(self.spec.grammar(prefix), Forced)}
 
     def observation(self, draft: Draft, outcome: Outcome, logits: Tensor) -> Observation:
         """What the drafter is told about this round."""
-        return Observation(draft=draft, path=outcome.path, emitted=outcome.emitted, logits=logits)
+        return Observation(
+            draft=draft,
+            path=outcome.path,
+            emitted=outcome.emitted,
+            logits=logits,
+            law=outcome.law,
+            start=self.history.position - len(outcome.emitted),
+        )
 
     def steps(self, count: int) -> list[Step]:
         """The last ``count`` symbols as steps of a stream."""

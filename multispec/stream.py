@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from multispec.errors import DraftError, UnsupportedError
+from multispec.guidance import Guidance
 from multispec.report import Report
+from multispec.sampling import Law
 from multispec.tree import is_chain
 
 DraftKind = Literal["point", "sampled", "without_replacement"]
@@ -41,9 +43,9 @@ class Forced:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The grammar leaves these symbols."""
+    """The grammar leaves these symbols; a ``range`` for a segment of a large vocabulary."""
 
-    symbols: tuple[int, ...]
+    symbols: tuple[int, ...] | range
 
 
 @runtime_checkable
@@ -59,7 +61,10 @@ class StreamSpec:
 
     Positions are flat: with ``K`` slots, position ``s`` is slot ``s % K`` of frame ``s // K``.
     ``parallel`` slots do not see each other within a frame (delay patterns); sequential ones do
-    (depth transformers, flattened codes). A text stream has one slot.
+    (depth transformers, flattened codes). A text stream has one slot. ``row_length`` is the way
+    from a symbol of a picture to the one beneath it, row-end symbols included. ``prompt_size`` is
+    the vocabulary of prompts where it is not that of the stream: then prompt ids mean something
+    else, and what looks back (penalties, look-ups) sees generated symbols only.
 
     >>> StreamSpec(slots=(Slot(size=8),) * 4).coordinates(6)
     (1, 2)
@@ -72,6 +77,8 @@ class StreamSpec:
     end_ids: tuple[int, ...] = ()
     fixed_length: int | None = None
     grammar: Grammar | None = None
+    row_length: int | None = None
+    prompt_size: int | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -88,11 +95,21 @@ class Prompt:
     """What one row starts from: ids ``[S]``, and what else conditions the model (encoder inputs).
 
     ``encoded [1, S, C]`` is what the target's own encoder has made of them already; drafters never see it.
+    ``unconditional`` is the prompt of the other branch of ``guidance``. ``spec`` is what this row's
+    stream holds, where that depends on the prompt (the grid of a picture).
     """
 
     ids: Int[Tensor, " S"]
     conditioning: Mapping[str, Tensor] = field(default_factory=dict)
     encoded: Tensor | None = None
+    unconditional: Prompt | None = None
+    guidance: Guidance | None = None
+    spec: StreamSpec | None = None
+
+    @property
+    def guided(self) -> bool:
+        """True when two branches have to be run."""
+        return self.guidance is not None and not self.guidance.neutral
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +204,12 @@ class Verdict:
     """What a verifier decided: ``path`` of accepted nodes, and the symbols to emit.
 
     ``tokens`` are the accepted symbols and then one more, the correction or the bonus. ``spent``
-    is the total variation that a lossy rule spent in this round, 0 for exact ones.
+    is the total variation that a lossy rule spent on each of them; () for exact rules.
     """
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
-    spent: float = 0.0
+    spent: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,14 +217,17 @@ class Observation:
     """What a drafter may learn from a round: the target's view of every scored node.
 
     ``emitted`` are the symbols committed (after trimming), ``path`` the accepted nodes among them;
-    ``logits [D + 1, V]`` are the raw logits after the last committed symbol and after every node;
-    ``hidden [D + 1, C]`` the last hidden states where the target exposes them.
+    ``logits [D + 1, V]`` are the raw logits after the last committed symbol and after every node, and
+    ``law`` is p there, all rules applied; ``hidden [D + 1, C]`` the last hidden states where the
+    target exposes them. ``start`` is the position of the first symbol of the round.
     """
 
     draft: Draft
     path: tuple[int, ...]
     emitted: tuple[int, ...]
     logits: Float[Tensor, "D1 V"]
+    law: Law
+    start: int
     hidden: Tensor | None = None
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from multispec.errors import ModelLoadError, PromptError
+from multispec.guidance import Guidance
 from multispec.modalities.text.detokenize import Detokenizer, StopStrings, TextStream, first_stop
 from multispec.row import Stop
 from multispec.stream import Prompt
@@ -93,6 +96,29 @@ class Text:
                 "Prompt(ids=..., conditioning={'input_ids': ...})."
             )
         return Prompt(ids=torch.tensor([start]), conditioning={"input_ids": row[None]})
+
+    @property
+    def guidance(self) -> Guidance:
+        """transformers' convention for text."""
+        return Guidance(convention="log_softmax")
+
+    def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
+        """``negative`` as a prompt; without it the last id of the prompt, as in transformers.
+
+        Raises:
+            PromptError: an encoder-decoder model without a negative text.
+        """
+        if isinstance(negative, Prompt):
+            return negative
+        if isinstance(negative, Tensor):
+            return replace(prompt, ids=negative, guidance=None, unconditional=None)
+        if negative is not None:
+            return self.encode(negative)
+        if prompt.conditioning:
+            raise PromptError(
+                "Guidance of an encoder-decoder model needs the other branch's text. Pass negative='...'."
+            )
+        return Prompt(ids=prompt.ids[-1:])
 
     def _context(self, prompt: Prompt) -> list[int]:
         context: list[int] = prompt.ids[-_CONTEXT:].tolist()

@@ -55,16 +55,17 @@ class _Index:
     def propose(self, request: Request) -> Draft:
         """Copy from the longest, then latest, match."""
         ids = request.history.ids
-        self._extend(ids)
-        for n in range(min(self.high, len(ids)), self.low - 1, -1):
+        self._extend(ids, request.history.first)
+        first = request.history.first
+        for n in range(min(self.high, len(ids) - first), self.low - 1, -1):
             start = self.latest.get(tuple(ids[-n:]))
             if start is not None:
                 return Draft.chain(self._copy(ids, start, request.budget.nodes))
         return Draft.empty()
 
-    def _extend(self, ids: list[int]) -> None:
-        for end in range(max(self.done, 1), len(ids)):
-            for n in range(self.low, min(self.high, end) + 1):
+    def _extend(self, ids: list[int], first: int) -> None:
+        for end in range(max(self.done, first + 1), len(ids)):
+            for n in range(self.low, min(self.high, end - first) + 1):
                 self.latest[tuple(ids[end - n : end])] = end
         self.done = len(ids)
 

@@ -25,12 +25,15 @@ class Pass:
     """One pass: positions ``[B, Q]``, and an additive mask ``[B, 1, Q, L]`` per layer kind (None: causal).
 
     A single row without branches runs from ``start`` to ``end``; others give their positions as ``table``.
+    ``rows`` are the session's numbers of the rows of the batch; a ``prefill`` runs prompts.
     """
 
     masks: Mapping[str, Tensor | None]
     start: int = 0
     end: int = 0
     table: Tensor | None = None
+    rows: Sequence[int] = (0,)
+    prefill: bool = False
 
     def positions(self, device: torch.device) -> Tensor:
         """The position of every symbol of the pass."""
@@ -45,6 +48,8 @@ def plan(
     width: int,
     attention: Attention,
     like: Tensor,
+    rows: Sequence[int] = (0,),
+    prefill: bool = False,
 ) -> Pass:
     """Positions and masks of a pass in which row b runs its root and the draft ``parents[b]``.
 
@@ -55,7 +60,7 @@ def plan(
     end = max(lengths) + width
     if len(lengths) == 1 and chain and not _limited(attention, end):
         masks = dict.fromkeys(attention.kinds, _chain(lengths[0], width, like))
-        return Pass(masks, start=lengths[0], end=end)
+        return Pass(masks, start=lengths[0], end=end, rows=rows, prefill=prefill)
     steps = torch.arange(width, device=like.device)
     starts = torch.tensor(lengths, device=like.device)[:, None]
     depth = steps.expand(len(parents), -1) if chain else _depths(parents, width).to(like.device)
@@ -65,7 +70,7 @@ def plan(
     masks = {
         kind: _additive(_kind(visible, positions, keys, kind, attention), like) for kind in attention.kinds
     }
-    return Pass(masks, table=positions)
+    return Pass(masks, table=positions, rows=rows, prefill=prefill)
 
 
 def _limited(attention: Attention, end: int) -> bool:

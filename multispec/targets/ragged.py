@@ -105,17 +105,17 @@ class RaggedSession:
         for row, prompt in enumerate(self.prompts):
             ids[row, : sizes[row]] = prompt.ids
         last = sorted({size - 1 for size in sizes})
-        step = self._plan([tuple(range(-1, max(sizes) - 2))] * len(sizes), max(sizes))
+        step = self._plan([tuple(range(-1, max(sizes) - 2))] * len(sizes), max(sizes), prefill=True)
         keep = torch.tensor(last, device=device)
         logits = self.forward(ids.to(device), step, self.cache, keep)
         self.cache.ledger.lengths = list(sizes)
         picked = [logits[row, last.index(size - 1)][None] for row, size in enumerate(sizes)]
         return Scores(logits=picked)
 
-    def _plan(self, parents: Sequence[tuple[int, ...]], width: int) -> Pass:
-        ledger = self.cache.ledger
-        ledger.open(width, self.forward.like.device)
-        return plan(ledger.lengths, parents, width, self.forward.attention, self.forward.like)
+    def _plan(self, parents: Sequence[tuple[int, ...]], width: int, prefill: bool = False) -> Pass:
+        ledger, forward = self.cache.ledger, self.forward
+        ledger.open(width, forward.like.device)
+        return plan(ledger.lengths, parents, width, forward.attention, forward.like, self.rows, prefill)
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run the root and the draft of these rows in one pass; rows left out idle along."""
@@ -147,7 +147,7 @@ class RaggedSession:
             step = self._plan([()], 1)
         else:
             ledger.end, ledger.slots = start + 1, None
-            step = Pass(self._no_masks, start=start, end=start + 1)
+            step = Pass(self._no_masks, start=start, end=start + 1, rows=self.rows)
         logits = self.forward(self._one.fill_(token), step, self.cache, None)[0]
         ledger.lengths[0] = start + 1
         return logits

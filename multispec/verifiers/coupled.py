@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from multispec.protocols import Exactness
+from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise
 from multispec.stream import Draft, Verdict
 from multispec.tree import children, depths
@@ -27,10 +27,10 @@ class Coupled:
     coupled: ClassVar[bool] = True
     paper: ClassVar[str] = "Daliri et al. 2024, arXiv 2408.07978"
 
-    def verify(self, draft: Draft, p: Law, noise: Noise, start: int) -> Verdict:
+    def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree along the target's own symbols."""
         depth = (0, *depths(draft.parents))
-        x = noise.symbols(p, [start + d for d in depth]).tolist()
+        x = noise.symbols(p, [standing.start + d for d in depth]).tolist()
         if not len(draft):
             return Verdict(path=(), tokens=(x[0],))
         drafted, below = draft.ids, children(draft.parents)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from multispec.protocols import Exactness
+from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise, Purpose
 from multispec.stream import Draft, Verdict
 from multispec.tree import children
@@ -29,10 +29,11 @@ class Rejection:
     coupled: ClassVar[bool] = False
     paper: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192"
 
-    def verify(self, draft: Draft, p: Law, noise: Noise, start: int) -> Verdict:
+    def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
         probs, below, tokens = p.probs, children(draft.parents), draft.ids
         path: list[int] = []
+        start = standing.start
         node, position = -1, start
         while True:
             siblings = below.get(node, ())

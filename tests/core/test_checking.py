@@ -26,7 +26,7 @@ from multispec.checking.equality import cut_gap
 from multispec.checking.laws import CHOICES, NEW_TOKENS, joint_law
 from multispec.checking.results import Check, Finding
 from multispec.cli import app
-from multispec.protocols import Context, DraftSession, Exactness, Scores
+from multispec.protocols import Context, DraftSession, Exactness, Scores, Standing
 from multispec.sampling import Law, Noise, Purpose
 from multispec.testing import TableModel
 from multispec.verifiers import Coupled, Rejection
@@ -187,8 +187,9 @@ class Careless:
     exactness: ClassVar[Exactness] = "law"
     coupled: ClassVar[bool] = False
 
-    def verify(self, draft: ms.Draft, p: Law, noise: Noise, start: int) -> ms.Verdict:
-        found = Rejection().verify(draft, p, noise, start)
+    def verify(self, draft: ms.Draft, p: Law, noise: Noise, standing: Standing) -> ms.Verdict:
+        start = standing.start
+        found = Rejection().verify(draft, p, noise, standing)
         end = len(found.path)
         again = noise.choose(p.probs[end : end + 1], [start + end], Purpose.RESIDUAL, start)
         return ms.Verdict(path=found.path, tokens=(*found.tokens[:-1], int(again)))

@@ -17,10 +17,10 @@ from multispec.verifiers import Rejection
 def filled() -> Report:
     """Four rounds: all of 3, 1 of 3, 0 of 2, and a plain step."""
     report = Report()
-    report.count_round((1, 2, 3), (1, 2, 3), 4, 0.0)
-    report.count_round((1, 2, 3), (1,), 2, 0.25)
-    report.count_round((1, 2), (), 1, 0.5)
-    report.count_round((), (), 1, 0.0)
+    report.count_round((1, 2, 3), (1, 2, 3), 4)
+    report.count_round((1, 2, 3), (1,), 2, (0.25, 0.0))
+    report.count_round((1, 2), (), 1, (0.5,))
+    report.count_round((), (), 1)
     return report
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from multispec.protocols import Verifier
+from multispec.protocols import Standing, Verifier
 from multispec.sampling import CounterNoise, Law
 from multispec.stream import Draft
 from multispec.testing import ScriptedDrafter, ScriptedModel, TableModel, TreeDrafter, play, row
@@ -30,40 +30,40 @@ def one_hot(symbols: tuple[int, ...]) -> Law:
 def test_always_accepted(rule: Verifier, greedy: bool) -> None:
     """A draft that is right is emitted whole, with one symbol of the target behind it."""
     law = Law(one_hot((5, 6, 7)).scores, greedy=greedy)
-    verdict = rule.verify(Draft.chain([5, 6]), law, CounterNoise(0), 3)
-    assert (verdict.path, verdict.tokens, verdict.spent) == ((0, 1), (5, 6, 7), 0)
+    verdict = rule.verify(Draft.chain([5, 6]), law, CounterNoise(0), Standing(3))
+    assert (verdict.path, verdict.tokens, verdict.spent) == ((0, 1), (5, 6, 7), ())
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_never_accepted(rule: Verifier) -> None:
     """A wrong first symbol leaves the target's own."""
-    verdict = rule.verify(Draft.chain([4, 6]), one_hot((5, 6, 7)), CounterNoise(0), 0)
+    verdict = rule.verify(Draft.chain([4, 6]), one_hot((5, 6, 7)), CounterNoise(0), Standing(0))
     assert (verdict.path, verdict.tokens) == ((), (5,))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_accepted_up_to_the_first_difference(rule: Verifier) -> None:
-    verdict = rule.verify(Draft.chain([5, 0, 7]), one_hot((5, 6, 7, 8)), CounterNoise(0), 0)
+    verdict = rule.verify(Draft.chain([5, 0, 7]), one_hot((5, 6, 7, 8)), CounterNoise(0), Standing(0))
     assert (verdict.path, verdict.tokens) == ((0,), (5, 6))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_nothing_drafted(rule: Verifier) -> None:
-    verdict = rule.verify(Draft.empty(), one_hot((5,)), CounterNoise(0), 0)
+    verdict = rule.verify(Draft.empty(), one_hot((5,)), CounterNoise(0), Standing(0))
     assert (verdict.path, verdict.tokens) == ((), (5,))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_tree_is_walked_along_what_the_target_wants(rule: Verifier) -> None:
     """The second child of the root, its first child, and that one's child."""
-    verdict = rule.verify(TREE, one_hot((5, 0, 6, 1, 7, 2, 8)), CounterNoise(0), 0)
+    verdict = rule.verify(TREE, one_hot((5, 0, 6, 1, 7, 2, 8)), CounterNoise(0), Standing(0))
     assert (verdict.path, verdict.tokens) == ((1, 3, 5), (5, 6, 7, 8))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_siblings_that_repeat_a_symbol_do_no_harm(rule: Verifier) -> None:
     draft = Draft(tokens=torch.tensor([4, 4, 5]), parents=(-1, -1, -1))
-    verdict = rule.verify(draft, one_hot((5, 0, 0, 6)), CounterNoise(0), 0)
+    verdict = rule.verify(draft, one_hot((5, 0, 0, 6)), CounterNoise(0), Standing(0))
     assert (verdict.path, verdict.tokens) == ((2,), (5, 6))
 
 
@@ -114,7 +114,7 @@ def test_rejection_corrects_with_what_the_draft_left() -> None:
     corrections = []
     for seed in range(200):
         draft = Draft.chain([0], q[None])
-        verdict = Rejection().verify(draft, law, CounterNoise(seed), 0)
+        verdict = Rejection().verify(draft, law, CounterNoise(seed), Standing(0))
         if not verdict.path:
             corrections.append(verdict.tokens[0])
     assert set(corrections) == {1, 2}
@@ -131,7 +131,7 @@ def test_rejection_falls_back_to_p_where_nothing_is_left() -> None:
             return torch.zeros(len(p), dtype=torch.bool)
 
     law = Law(torch.stack([p, p]).log(), greedy=False)
-    verdict = Rejection().verify(Draft.chain([0], p[None]), law, Unlucky(noise.seed), 0)
+    verdict = Rejection().verify(Draft.chain([0], p[None]), law, Unlucky(noise.seed), Standing(0))
     assert verdict.path == ()
     assert verdict.tokens[0] in (0, 1)
 

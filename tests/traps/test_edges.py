@@ -14,7 +14,7 @@ import torch
 from multispec.drafters import DraftModel
 from multispec.errors import DrafterWarning, IncompatibleModelsError
 from multispec.policies import FixedLength, Heuristic
-from multispec.protocols import Request
+from multispec.protocols import Request, Standing
 from multispec.sampling import CounterNoise, Law, Purpose, Sampling
 from multispec.stream import Draft, Forced, Slot, StreamSpec
 from multispec.testing import ScriptedDrafter, ScriptedModel, TableModel, play, row
@@ -149,6 +149,7 @@ def test_trap_28_a_row_that_is_done_counts_nothing_more() -> None:
 
 _VERDICTS = """
 import json, sys, torch
+from multispec.protocols import Standing
 from multispec.sampling import CounterNoise, Law
 from multispec.stream import Draft
 from multispec.verifiers import Coupled, Rejection
@@ -156,7 +157,8 @@ given = json.load(sys.stdin)
 law = Law(torch.tensor(given["logits"], dtype=torch.float64), greedy=False)
 draft = Draft.chain(given["tokens"], torch.tensor(given["q"], dtype=torch.float64))
 rules = (Coupled(), Rejection())
-out = [[rule.verify(draft, law, CounterNoise(seed), 3).tokens for rule in rules] for seed in range(40)]
+at = Standing(3)
+out = [[rule.verify(draft, law, CounterNoise(seed), at).tokens for rule in rules] for seed in range(40)]
 json.dump(out, sys.stdout)
 """
 
@@ -179,7 +181,7 @@ def test_trap_29_processes_agree_without_talking() -> None:
     draft = Draft.chain([1, 2, 3, 4], q)
     here = [
         [
-            list(rule.verify(draft, Law(logits, greedy=False), CounterNoise(seed), 3).tokens)
+            list(rule.verify(draft, Law(logits, greedy=False), CounterNoise(seed), Standing(3)).tokens)
             for rule in (Coupled(), Rejection())
         ]
         for seed in range(40)

@@ -15,7 +15,7 @@ from transformers.generation import TopKLogitsWarper
 import multispec as ms
 from multispec.drafters import DraftModel
 from multispec.policies import Confidence, FixedLength, Heuristic
-from multispec.protocols import Past, Request
+from multispec.protocols import Past, Request, Standing
 from multispec.sampling import CounterNoise, Law, Purpose, Sampling, _uniform
 from multispec.stream import Draft
 from multispec.testing import ScriptedDrafter, TableModel, TreeDrafter, play, row
@@ -166,7 +166,7 @@ def test_trap_14_an_empty_residual_falls_back_to_p() -> None:
     logits = p.log().expand(2, -1)
     counts = [0, 0]
     for seed in range(400):
-        verdict = Rejection().verify(draft, Law(logits, greedy=False), _Unlucky(seed), 0)
+        verdict = Rejection().verify(draft, Law(logits, greedy=False), _Unlucky(seed), Standing(0))
         counts[verdict.tokens[0]] += 1
     assert abs(counts[0] / 400 - 0.25) < 0.07
 
@@ -271,7 +271,7 @@ def test_trap_18_branches_of_one_node_share_one_draw_of_the_target() -> None:
     flat = torch.zeros(len(tree) + 1, 3)
     for seed in range(50):
         noise = CounterNoise(seed)
-        verdict = Coupled().verify(tree, Law(flat, greedy=False), noise, 5)
+        verdict = Coupled().verify(tree, Law(flat, greedy=False), noise, Standing(5))
         places = [5 + depth for depth in (0, *depths(tree.parents))]
         same = noise.symbols(Law(flat, greedy=False), places).tolist()
         assert len(set(same[1:4])) == 1 and len(set(same[4:])) == 1

@@ -1,0 +1,110 @@
+"""Both branches of guidance as one session: drafted, scored, committed and rolled back together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from multispec.protocols import Scores, Target, TargetSession
+from multispec.stream import Draft, Prompt
+from multispec.tree import depths
+
+
+def begin(target: Target, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
+    """A session of ``target`` over ``prompts``, guided where a prompt asks for it."""
+    if not any(prompt.guided for prompt in prompts):
+        return target.begin(prompts, capacity, nodes)
+    return GuidedSession(target, prompts, capacity, nodes)
+
+
+class GuidedSession:
+    """Rows with an unconditional twin each, behind the rows that the loop knows; logits are mixed.
+
+    A pass runs both branches side by side, so guidance doubles the rows and not the passes.
+    """
+
+    def __init__(
+        self, target: Target, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int
+    ) -> None:
+        self._prompts = list(prompts)
+        self._twins: dict[int, int] = {}
+        branches, room = list(prompts), list(capacity)
+        for row, prompt in enumerate(prompts):
+            if prompt.guided and prompt.unconditional is not None:
+                self._twins[row] = len(branches)
+                branches.append(prompt.unconditional)
+                room.append(capacity[row] - len(prompt.ids) + len(prompt.unconditional.ids))
+        self._inner = target.begin(branches, room, nodes)
+
+    def prefill(self) -> Scores:
+        """Run the prompts of both branches: mixed logits of each row."""
+        found = self._inner.prefill()
+        rows = range(len(self._prompts))
+        logits = [self._mixed(row, found.logits[row], self._other(row, found.logits), [0]) for row in rows]
+        return Scores(logits=logits, hidden=found.hidden and found.hidden[: len(rows)], calls=found.calls)
+
+    def _other(self, row: int, logits: Sequence[Tensor]) -> Tensor | None:
+        return logits[self._twins[row]] if row in self._twins else None
+
+    def _mixed(self, row: int, logits: Tensor, other: Tensor | None, positions: Sequence[int]) -> Tensor:
+        guidance = self._prompts[row].guidance
+        if other is None or guidance is None:
+            return logits
+        return guidance.mix(logits, other, positions)
+
+    def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
+        """Run both branches over the same roots and drafts."""
+        first = [self._inner.length(row) - len(self._prompts[row].ids) + 1 for row in rows]
+        twins = [place for place, row in enumerate(rows) if row in self._twins]
+        found = self._inner.score(
+            [*rows, *(self._twins[rows[place]] for place in twins)],
+            [*roots, *(roots[place] for place in twins)],
+            [*drafts, *(drafts[place] for place in twins)],
+        )
+        others = dict(zip(twins, found.logits[len(rows) :], strict=True))
+        logits = [
+            self._mixed(row, found.logits[n], others.get(n), _positions(first[n], drafts[n]))
+            for n, row in enumerate(rows)
+        ]
+        return Scores(logits=logits, hidden=found.hidden and found.hidden[: len(rows)], calls=found.calls)
+
+    def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
+        """Keep the same symbols in both branches."""
+        pairs = [(row, path) for row, path in zip(rows, paths, strict=True) if row in self._twins]
+        twins = [self._twins[row] for row, _ in pairs]
+        self._inner.commit([*rows, *twins], [*paths, *(path for _, path in pairs)])
+
+    def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> Sequence[Tensor]:
+        """Run and commit one symbol per row."""
+        found = self.score(rows, tokens, [Draft.empty()] * len(rows))
+        self.commit(rows, [()] * len(rows))
+        return found.logits
+
+    def checkpoint(self, row: int) -> None:
+        """Remember where both branches stand."""
+        for branch in self._branches(row):
+            self._inner.checkpoint(branch)
+
+    def rewind(self, row: int, length: int) -> int:
+        """Take the same number of symbols from both branches."""
+        back = self._inner.length(row) - length
+        if row in self._twins:
+            twin = self._twins[row]
+            self._inner.rewind(twin, self._inner.length(twin) - back)
+        return self._inner.rewind(row, length)
+
+    def length(self, row: int) -> int:
+        """Symbols of the conditional branch."""
+        return self._inner.length(row)
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Free both branches."""
+        self._inner.drop([branch for row in rows for branch in self._branches(row)])
+
+    def _branches(self, row: int) -> list[int]:
+        return [row, self._twins[row]] if row in self._twins else [row]
+
+
+def _positions(first: int, draft: Draft) -> list[int]:
+    return [first + depth for depth in (0, *depths(draft.parents))]
