@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from multispec.protocols import Scores, Target, TargetSession
+from multispec.protocols import Scores, Target, TargetSession, walk
 from multispec.stream import Draft, Prompt
 from multispec.tree import depths
 
@@ -80,6 +80,10 @@ class GuidedSession:
         found = self.score(rows, tokens, [Draft.empty()] * len(rows))
         self.commit(rows, [()] * len(rows))
         return found.logits
+
+    def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]) -> int:
+        """Run and commit symbol after symbol."""
+        return walk(self, row, tokens, choose)
 
     def checkpoint(self, row: int) -> None:
         """Remember where both branches stand."""

@@ -46,8 +46,8 @@ class Guidance:
     """
 
     scale: float = 1.0
-    convention: Convention = "linear"
-    schedule: Schedule = "constant"
+    convention: str = "linear"
+    schedule: str = "constant"
     start: int = 0
     stop: int | None = None
     length: int | None = None

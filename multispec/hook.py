@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from transformers.generation import (
     GenerateEncoderDecoderOutput,
     MaxLengthCriteria,
     PrefixConstrainedLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
 from multispec.asking import Methods, check_words
 from multispec.drafters import DraftModel
 from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import guarded
+from multispec.guidance import Guidance
 from multispec.methods import Kind, find
 from multispec.protocols import Target
 from multispec.report import Clock, Report
@@ -114,6 +117,7 @@ class Speculative:
         seed = self._seed if self._seed is not None else int(torch.randint(2**62, ()))
         copies = config.num_return_sequences or 1
         prompts = _prompts(input_ids, model_kwargs, bool(model.config.is_encoder_decoder))
+        prompts, processors = _guided(prompts, processors)
         rows = []
         for number, (prompt, padding) in enumerate(prompts):
             sampling = Sampling(
@@ -237,6 +241,28 @@ def _prompts(
         prompt = Prompt(ids=ids[start:].cpu(), conditioning=conditioning, encoded=encoded)
         found.append((prompt, tuple(ids[:start].tolist())))
     return found
+
+
+def _guided(
+    prompts: list[tuple[Prompt, tuple[int, ...]]], processors: Any
+) -> tuple[list[tuple[Prompt, tuple[int, ...]]], list[Any]]:
+    """transformers' guidance, which runs a cache of its own, as a second branch of each row."""
+    others = [
+        one for one in processors or () if type(one) is not UnbatchedClassifierFreeGuidanceLogitsProcessor
+    ]
+    found = [one for one in processors or () if type(one) is UnbatchedClassifierFreeGuidanceLogitsProcessor]
+    if not found:
+        return prompts, others
+    guidance = Guidance(scale=found[0].guidance_scale, convention="log_softmax")
+    context: dict[str, Any] = found[0].unconditional_context
+    ids, mask = context["input_ids"], context["attention_mask"]
+    guided = []
+    for row, (prompt, padding) in enumerate(prompts):
+        start = 0 if mask is None else int(mask[row].argmax())
+        other = prompt.ids[-1:] if ids is None else ids[row, start:].cpu()
+        branch = replace(prompt, ids=other)
+        guided.append((replace(prompt, guidance=guidance, unconditional=branch), padding))
+    return guided, others
 
 
 def _of_row(name: str, value: Tensor, row: int, count: int) -> Tensor:

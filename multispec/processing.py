@@ -362,7 +362,10 @@ def _warpers(sampling: Sampling) -> list[Rule]:
 
 
 class Pipeline:
-    """All rules of one row, in order: ``law`` turns logits into p, ``commit`` moves states forward."""
+    """All rules of one row, in order: ``law`` turns logits into p, ``commit`` moves states forward.
+
+    ``needs_prefix`` is False when every rule looks at the scores alone.
+    """
 
     def __init__(
         self,
@@ -378,6 +381,7 @@ class Pipeline:
         self.greedy = sampling.greedy
         self.rules: list[Rule] = [*before, *foreign, *after]
         self._stateful = [rule for rule in foreign if isinstance(rule, Foreign)]
+        self.needs_prefix = any(not isinstance(rule, _PREFIX_FREE) for rule in self.rules)
 
     def fork(self) -> Pipeline:
         """The same rules for a drafter: its places never touch the states of this pipeline."""
@@ -387,12 +391,8 @@ class Pipeline:
         twin.greedy = self.greedy
         twin.rules = [rule.fork() if isinstance(rule, Foreign) else rule for rule in self.rules]
         twin._stateful = [rule for rule in twin.rules if isinstance(rule, Foreign)]
+        twin.needs_prefix = self.needs_prefix
         return twin
-
-    @property
-    def needs_prefix(self) -> bool:
-        """False when every rule looks at the scores alone."""
-        return any(not isinstance(rule, _PREFIX_FREE) for rule in self.rules)
 
     def law(self, logits: Float[Tensor, "n V"], places: Places) -> Law:
         """p at every place. float16 and bfloat16 logits are processed in float32."""

@@ -5,9 +5,9 @@ Parts satisfy these structurally; nothing inherits from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ class Capabilities:
     why: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
+class Scores(NamedTuple):
     """Raw logits ``[D + 1, V]`` of each row: after the last committed symbol, then after each node."""
 
     logits: Sequence[Tensor]
@@ -62,6 +61,14 @@ class TargetSession(Protocol):
         """Run and commit one symbol per row: logits ``[1, V]`` each. A plain step, in one call."""
         ...
 
+    def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None], /) -> int:
+        """Run and commit ``tokens``, mark the place, then go on symbol by symbol; returns the passes made.
+
+        ``choose`` is given the logits ``[1, V]`` after each pass and names the next symbol; None ends
+        the walk.
+        """
+        ...
+
     def checkpoint(self, row: int, /) -> None:
         """Remember where a row stands, for states that cannot be cropped."""
         ...
@@ -77,6 +84,21 @@ class TargetSession(Protocol):
     def drop(self, rows: Sequence[int]) -> None:
         """Free rows that are done."""
         ...
+
+
+def walk(
+    session: TargetSession, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]
+) -> int:
+    """``TargetSession.walk`` made of the other methods."""
+    draft = Draft.chain(tokens[1:])
+    logits = session.score([row], [tokens[0]], [draft]).logits[0][-1:]
+    session.commit([row], [tuple(range(len(draft)))])
+    session.checkpoint(row)
+    calls = 1
+    while (following := choose(logits)) is not None:
+        logits = session.extend([row], [following])[0]
+        calls += 1
+    return calls
 
 
 @runtime_checkable
@@ -108,8 +130,7 @@ class Target(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Budget:
+class Budget(NamedTuple):
     """How much to draft this round: at most ``nodes``, stopping after a symbol whose law is unsure.
 
     ``confidence`` is compared with max q, a property of the law and not of the symbol drawn from
@@ -120,8 +141,7 @@ class Budget:
     confidence: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(NamedTuple):
     """What a drafter is asked for one row in one round.
 
     ``coupled`` says how to draw: with the shared noise of the target (``seed``), or with noise of
@@ -191,8 +211,7 @@ class Drafter(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """Where a row stands when a draft is decided on.
 
     ``start`` is the position of the first symbol of the round, ``spent`` the total variation that
@@ -217,8 +236,7 @@ class Verifier(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Past:
+class Past(NamedTuple):
     """What a policy may look at: outcomes of earlier rounds, never the symbols of the coming one."""
 
     rounds: int = 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,8 +54,7 @@ class RowSettings:
     noise: Noise | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a round committed in a row: symbols, the nodes to keep in the cache, whether it is done."""
 
     emitted: tuple[int, ...]
@@ -63,6 +62,9 @@ class Outcome:
     accepted: int
     finish_reason: str | None
     law: Law
+
+
+_NONE: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -162,6 +164,10 @@ class Row:
 
     def _drawable(self, law: Law, verdict: Verdict, logits: Tensor, places: Places) -> int:
         """How many symbols come before the first place from which none can be drawn."""
+        nodes = (0, *(node + 1 for node in verdict.path))
+        # A symbol that is an argmax tells by itself that its place is sound; others have to be looked at.
+        if self.settings.verifier.coupled and all(law.finite_at(nodes, verdict.tokens)):
+            return len(verdict.tokens)
         invalid = law.invalid_places()
         for depth, node in enumerate((-1, *verdict.path)):
             if node + 1 in invalid:
@@ -183,20 +189,20 @@ class Row:
         for token, place in zip(verdict.tokens[:count], places, strict=False):
             self.history.extend((token,))
             emitted.append(token)
-            reason = self._stopped(token, law.scores[place])
+            reason = self._stopped(token, law, place)
             if reason is not None:
                 break
         accepted = min(len(verdict.path), len(emitted))
         path = verdict.path[: len(emitted) - 1]
         return Outcome(tuple(emitted), path, accepted, reason, law)
 
-    def _stopped(self, token: int, scores: Tensor) -> str | None:
+    def _stopped(self, token: int, law: Law, place: int) -> str | None:
         asked = self.settings
         if token in asked.end_ids:
             return "stop"
         # Stops before the length: a text that ends exactly at the cap did stop. Every rule sees
         # every symbol.
-        if asked.stops and any([stop(self.history.ids, scores) for stop in asked.stops]):
+        if asked.stops and any([stop(self.history.ids, law.scores[place]) for stop in asked.stops]):
             return "stop"
         if self.spec.fixed_length is not None and self.history.position >= self.spec.fixed_length:
             return "stop"
@@ -204,7 +210,7 @@ class Row:
 
     def _count(self, draft: Draft, verdict: Verdict, outcome: Outcome) -> None:
         reached = len(outcome.emitted) if outcome.finish_reason else len(draft)
-        forced = self._forced(outcome.emitted)
+        forced = self._forced(outcome.emitted) if self.spec.grammar is not None else _NONE
         self.report.forced += len(forced)
         # Depth d holds the d-th symbol of the round: what the grammar forced was no guess.
         known = {node for depth, node in enumerate(verdict.path[: outcome.accepted]) if depth in forced}
@@ -220,12 +226,11 @@ class Row:
             last_accepted=len(accepted),
         )
 
-    def _forced(self, emitted: Sequence[int]) -> set[int]:
-        if self.spec.grammar is None:
-            return set()
+    def _forced(self, emitted: Sequence[int]) -> Collection[int]:
+        grammar = self.spec.grammar
         before = self.history.position - len(emitted)
         after = (Prefix(self.history, generated=before + i) for i in range(len(emitted)))
-        return {i for i, prefix in enumerate(after) if isinstance(self.spec.grammar(prefix), Forced)}
+        return {i for i, prefix in enumerate(after) if grammar and isinstance(grammar(prefix), Forced)}
 
     def observation(self, draft: Draft, outcome: Outcome, logits: Tensor) -> Observation:
         """What the drafter is told about this round."""

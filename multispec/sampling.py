@@ -24,7 +24,8 @@ from multispec.errors import SamplingError
 MAX_SEED = 2**63 - 1
 # Above this many symbols, noise is hashed only where p > 0 (after top-k or top-p that is little).
 DENSE_VOCABULARY = 32_768
-_BLOCK = 6
+# Positions that are hashed at once: enough for two threads to share the logarithms.
+_BLOCK = 16
 
 
 def _require(holds: bool, rule: str, got: object, todo: str) -> None:
@@ -138,6 +139,11 @@ class Law:
         """log p, -inf where p is 0."""
         return self.probs.log() if self.greedy else self.scores.log_softmax(-1)
 
+    def finite_at(self, places: Sequence[int], symbols: Sequence[int]) -> list[bool]:
+        """Which of these scores are finite; where argmax is not finite, nothing can be drawn."""
+        scores = self.scores.numpy() if self.scores.device.type == "cpu" else self.scores
+        return [math.isfinite(scores[pair]) for pair in zip(places, symbols, strict=True)]
+
     def invalid_places(self) -> list[int]:
         """Places where no symbol can be drawn: NaN, +inf, or -inf everywhere."""
         return [i for i, top in enumerate(self.scores.amax(-1).tolist()) if not math.isfinite(top)]
@@ -192,23 +198,35 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix_tensor(value: Tensor) -> Tensor:
-    # The same finaliser on int64: torch shifts arithmetically, so the copies of the sign are
-    # masked.
-    value = (value ^ ((value >> 30) & (2**34 - 1))) * _signed(0xBF58476D1CE4E5B9)
-    value = (value ^ ((value >> 27) & (2**37 - 1))) * _signed(0x94D049BB133111EB)
-    return value ^ ((value >> 31) & (2**33 - 1))
+def _mix_(value: Tensor) -> Tensor:
+    # The same finaliser on int64, in place: torch shifts arithmetically, so the copies of the sign
+    # are masked.
+    spare = torch.empty_like(value)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        torch.bitwise_right_shift(value, shift, out=spare)
+        value.bitwise_xor_(spare.bitwise_and_(2 ** (64 - shift) - 1))
+        if factor != 1:
+            value.mul_(_signed(factor))
+    return value
 
 
 @lru_cache(maxsize=8)
 def _symbol_codes(size: int, device: torch.device) -> Tensor:
     ids = torch.arange(1, size + 1, dtype=torch.int64, device=device)
-    return _mix_tensor(ids * _signed(0x9E3779B97F4A7C15))
+    return _mix_(ids * _signed(0x9E3779B97F4A7C15))
 
 
 def _uniform(bits: Tensor) -> Tensor:
     # 52 random bits and a half: strictly inside (0, 1), every value exact in float64.
-    return (((bits >> 12) & (2**52 - 1)).to(torch.float64) + 0.5) * 2.0**-52
+    kept = bits.bitwise_right_shift_(12).bitwise_and_(2**52 - 1)
+    return kept.to(torch.float64).add_(0.5).mul_(2.0**-52)
+
+
+def _rows(table: Tensor, places: Sequence[int]) -> Tensor:
+    first, count = places[0], len(places)
+    if places == [*range(first, first + count)]:
+        return table[first : first + count]
+    return table[torch.tensor(places, device=table.device)]
 
 
 @dataclass(frozen=True)
@@ -244,16 +262,23 @@ class CounterNoise:
     ) -> Float[Tensor, " n"]:
         """One float64 uniform in the open interval (0, 1) per position."""
         keys = torch.tensor(self.keys(positions, purpose, extra), dtype=torch.int64, device=device)
-        return _uniform(_mix_tensor(keys))
+        return _uniform(_mix_(keys))
 
-    def gumbel(self, positions: Sequence[int], vocab_size: int, device: torch.device) -> Float[Tensor, "n V"]:
-        """Standard Gumbel noise of every symbol at each position, in float64."""
-        return self._gumbel(positions, _symbol_codes(vocab_size, device))
+    def gumbel(
+        self,
+        positions: Sequence[int],
+        vocab_size: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float64,
+    ) -> Float[Tensor, "n V"]:
+        """Standard Gumbel noise of every symbol at each position."""
+        return self._gumbel(positions, _symbol_codes(vocab_size, device), dtype)
 
-    def _gumbel(self, positions: Sequence[int], codes: Tensor) -> Tensor:
+    def _gumbel(self, positions: Sequence[int], codes: Tensor, dtype: torch.dtype) -> Tensor:
         keys = torch.tensor(self.keys(positions, Purpose.SYMBOL), device=codes.device)
-        uniform = _uniform(_mix_tensor(keys[:, None] ^ codes))
-        return uniform.log_().neg_().log_().neg_()
+        uniform = _uniform(_mix_(keys[:, None] ^ codes))
+        # The first logarithm needs float64, where u is next to 1; the second one does not.
+        return uniform.log_().neg_().to(dtype).log_().neg_()
 
     def _dense(self, positions: Sequence[int], scores: Tensor) -> Tensor:
         """Noise of every symbol, in the dtype of ``scores``."""
@@ -266,12 +291,11 @@ class CounterNoise:
         for block in range(first, last + 1):
             if block not in table:
                 span = range(block * _BLOCK, (block + 1) * _BLOCK)
-                table[block] = self.gumbel(span, kind[0], scores.device).to(scores.dtype)
-        rows = table[first] if first == last else torch.cat([table[b] for b in range(first, last + 1)])
-        places = [position - first * _BLOCK for position in positions]
-        if places == list(range(places[0], places[0] + len(places))):
-            return rows[places[0] : places[0] + len(places)]
-        return rows[torch.tensor(places, device=scores.device)]
+                table[block] = self.gumbel(span, kind[0], scores.device, scores.dtype)
+        if first == last:
+            return _rows(table[first], [position - first * _BLOCK for position in positions])
+        rows = torch.cat([table[block] for block in range(first, last + 1)])
+        return _rows(rows, [position - first * _BLOCK for position in positions])
 
     def perturbed(self, law: Law, positions: Sequence[int]) -> Float[Tensor, "n V"]:
         """log p + G up to a constant per row; -inf where p is 0."""
@@ -285,15 +309,21 @@ class CounterNoise:
         finite = scores > -torch.inf
         width = int(finite.sum(-1).max())
         if width > scores.shape[-1] // 4:
-            return scores + self.gumbel(positions, scores.shape[-1], scores.device).to(scores.dtype)
+            return scores + self.gumbel(positions, scores.shape[-1], scores.device, scores.dtype)
         best, ids = scores.topk(width, dim=-1)
-        noise = self._gumbel(positions, _symbol_codes(scores.shape[-1], scores.device)[ids])
+        noise = self._gumbel(positions, _symbol_codes(scores.shape[-1], scores.device)[ids], scores.dtype)
         full = torch.full_like(scores, -torch.inf)
-        return full.scatter_(-1, ids, best + noise.to(scores.dtype))
+        return full.scatter_(-1, ids, best + noise)
 
     def symbols(self, law: Law, positions: Sequence[int]) -> Int[Tensor, " n"]:
         """argmax(log p + G): the same symbol for the same seed, whatever was drafted."""
-        return law.mode if law.greedy else best(self.perturbed(law, positions))
+        if law.greedy:
+            return law.mode
+        if law.scores.device.type == "cpu" and law.scores.shape[-1] <= DENSE_VOCABULARY:
+            # What ``perturbed`` gives, with less between the sum and its argmax.
+            noise = self._dense(positions, law.scores).numpy()
+            return torch.from_numpy((law.scores.numpy() + noise).argmax(-1))
+        return best(self.perturbed(law, positions))
 
     def choose(
         self, probs: Float[Tensor, "n V"], positions: Sequence[int], purpose: Purpose, key: int = 0

@@ -31,7 +31,7 @@ _HARMLESS = frozenset(
     "assistant_lookbehind target_lookbehind return_dict_in_generate output_scores output_logits "
     "cache_implementation is_assistant return_legacy_cache disable_compile compile_config "
     "prefill_chunk_size renormalize_logits early_stopping length_penalty trust_remote_code "
-    "_from_model_config".split()
+    "guidance_scale _from_model_config".split()
 )
 # Where another value than None and False also asks for nothing. In general it does: 0 and 1 are ids in
 # forced_eos_token_id, True is a wish in remove_invalid_values.
@@ -40,7 +40,6 @@ _NEUTRAL: dict[str, float] = {
     "num_beam_groups": 1,
     "num_return_sequences": 1,
     "min_length": 0,
-    "guidance_scale": 1,
     "encoder_repetition_penalty": 1,
     "encoder_no_repeat_ngram_size": 0,
     "diversity_penalty": 0,
@@ -59,6 +58,7 @@ class FromConfig:
     max_length: int | None
     end_ids: tuple[int, ...] | None
     stop: tuple[str, ...]
+    guidance: float | None
     processors: Callable[[int], list[LogitsProcessor]]
 
     def new_tokens(self, prompt_length: int) -> int | None:
@@ -83,6 +83,7 @@ def read_config(config: GenerationConfig) -> FromConfig:
         max_length=config.max_length,
         end_ids=None if ends is None else tuple(ends) if isinstance(ends, list) else (ends,),
         stop=() if stops is None else (stops,) if isinstance(stops, str) else tuple(stops),
+        guidance=config.guidance_scale,
         processors=lambda prompt_length: _processors(config, prompt_length),
     )
 

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from multispec.errors import DraftError, UnsupportedError
+from multispec.errors import DraftError, UnsupportedError, UsageError
 from multispec.guidance import Guidance
 from multispec.report import Report
 from multispec.sampling import Law
-from multispec.tree import is_chain
+from multispec.tree import chain_parents, is_chain
 
 DraftKind = Literal["point", "sampled", "without_replacement"]
 
@@ -80,7 +80,7 @@ class StreamSpec:
     row_length: int | None = None
     prompt_size: int | None = None
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """The number of symbols of the widest slot, ids of earlier segments included."""
         return max(slot.offset + slot.size for slot in self.slots)
@@ -96,7 +96,8 @@ class Prompt:
 
     ``encoded [1, S, C]`` is what the target's own encoder has made of them already; drafters never see it.
     ``unconditional`` is the prompt of the other branch of ``guidance``. ``spec`` is what this row's
-    stream holds, where that depends on the prompt (the grid of a picture).
+    stream holds, where that depends on the prompt (the grid of a picture); ``text`` the words that it
+    was made from, where there were any.
     """
 
     ids: Int[Tensor, " S"]
@@ -105,6 +106,7 @@ class Prompt:
     unconditional: Prompt | None = None
     guidance: Guidance | None = None
     spec: StreamSpec | None = None
+    text: str | None = None
 
     @property
     def guided(self) -> bool:
@@ -119,7 +121,9 @@ class Draft:
     ``tokens [D]``; ``parents[i]`` is the node before node ``i``, -1 for the last committed symbol,
     always less than ``i``. ``kind`` says how the symbols came about: ``point`` (deterministic, q
     is 1), ``sampled`` (independently from the rows of ``q [D, V]``), ``without_replacement``
-    (siblings drawn one after the other from ``q``, which all hold the law of the first).
+    (siblings drawn one after the other from ``q``, which all hold the law of the first). ``settled``
+    nodes at the front of a chain count as decided by the drafter's own schedule (ZipAR); verifiers that
+    promise anything look at them like at any others.
 
     >>> Draft.chain([5, 7, 9]).parents
     (-1, 0, 1)
@@ -129,6 +133,7 @@ class Draft:
     parents: tuple[int, ...]
     q: Float[Tensor, "D V"] | None = None
     kind: DraftKind = "point"
+    settled: int = 0
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -149,7 +154,7 @@ class Draft:
         """A draft that does not branch; a point mass unless ``q [D, V]`` is given."""
         ids = torch.as_tensor(tokens, dtype=torch.long)
         kind: DraftKind = "point" if q is None else "sampled"
-        return Draft(tokens=ids, parents=tuple(range(-1, len(ids) - 1)), q=q, kind=kind)
+        return Draft(tokens=ids, parents=chain_parents(len(ids)), q=q, kind=kind)
 
     @staticmethod
     def empty() -> Draft:
@@ -165,14 +170,19 @@ class Draft:
         if self.tokens.ndim != 1 or len(self.tokens) != len(self.parents):
             shape = f"{tuple(self.tokens.shape)} tokens for {len(self.parents)} parents"
             raise DraftError(f"A draft needs one parent per token: got {shape}. Return tokens [D].")
-        if any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
+        if not self.is_chain and any(not -1 <= parent < node for node, parent in enumerate(self.parents)):
             raise DraftError(
                 f"A draft is a tree whose parents come before their children (-1 is the root): "
                 f"got parents {self.parents}. Number the nodes from the root outwards."
             )
         if len(self) and not 0 <= min(self.ids) <= max(self.ids) < vocab_size:
-            got = sorted(set(self.ids))
+            got = sorted({*self.ids})
             raise DraftError(f"Draft ids must lie in [0, {vocab_size}): got {got}. Map them first.")
+        if self.settled and not (self.is_chain and 0 < self.settled <= len(self)):
+            raise DraftError(
+                f"settled counts nodes at the front of a chain: got {self.settled} of {len(self)} nodes with "
+                f"parents {self.parents}. Draft a chain, and settle none of its last symbols."
+            )
         self._check_q(vocab_size)
         return self
 
@@ -199,8 +209,7 @@ class Draft:
 _EMPTY = Draft(tokens=torch.empty(0, dtype=torch.long), parents=())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a verifier decided: ``path`` of accepted nodes, and the symbols to emit.
 
     ``tokens`` are the accepted symbols and then one more, the correction or the bonus. ``spent``
@@ -212,8 +221,7 @@ class Verdict:
     spent: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Observation:
+class Observation(NamedTuple):
     """What a drafter may learn from a round: the target's view of every scored node.
 
     ``emitted`` are the symbols committed (after trimming), ``path`` the accepted nodes among them;
@@ -277,12 +285,19 @@ class Generation:
 
         Raises:
             UnsupportedError: the output is of a kind that has no file form.
+            UsageError: a name whose ending stands for no format of such media.
         """
         target = Path(path)
         if isinstance(self.output, str):
             target.write_text(self.output, encoding="utf-8")
         elif isinstance(self.output, Savable):
-            self.output.save(target)
+            try:
+                self.output.save(target)
+            except ValueError as error:
+                raise UsageError(
+                    f"{target.name!r} cannot be written: {error}. End the name in a format of this kind of "
+                    "output, such as .png for pictures and .wav for sounds."
+                ) from error
         else:
             raise UnsupportedError(
                 f"Only text and media can be saved: got {type(self.output).__name__}. "

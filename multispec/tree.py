@@ -66,6 +66,12 @@ def ancestor_mask(parents: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
+def chain_parents(length: int) -> tuple[int, ...]:
+    """The parents of a chain: one tuple per length, so that chains are known by identity."""
+    return tuple(range(-1, length - 1))
+
+
 def is_chain(parents: tuple[int, ...]) -> bool:
     """True when no node branches."""
-    return parents == tuple(range(-1, len(parents) - 1))
+    chain = chain_parents(len(parents))
+    return parents is chain or parents == chain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from multispec.protocols import (
     Scores,
     Target,
     TargetSession,
+    walk,
 )
 from multispec.stream import Draft, Observation, Prompt
 from multispec.testing import FakeModel, TreeDrafter
@@ -125,6 +126,10 @@ class _TiltedSession:
     def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> Sequence[Tensor]:
         """One symbol per row."""
         return [tilt(logits) for logits in self._session.extend(rows, tokens)]
+
+    def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]) -> int:
+        """Symbol after symbol."""
+        return walk(self, row, tokens, choose)
 
 
 def _tilted(scores: Scores) -> Scores:

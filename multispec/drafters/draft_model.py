@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,7 +88,6 @@ class _Walk:
     request: Request
     place: int
     start: int
-    logits: Tensor
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
     done: bool = False
@@ -119,17 +119,36 @@ class DraftModelSession:
 
     def propose(self, requests: Sequence[Request]) -> list[Draft]:
         """Catch up with what was committed, then draft all rows in lockstep."""
+        if len(requests) == 1 and requests[0].budget.nodes > 0:
+            return [self._alone(requests[0])]
         asked = [request for request in requests if request.budget.nodes > 0]
-        walks = {walk.request.row: walk for walk in self._catch_up(asked)}
+        walks = {r.row: _Walk(r, self._rows[r.row], r.round_start) for r in asked}
         live = list(walks.values())
-        self._draw(live)
+        for row, logits in self._catch_up(asked).items():
+            self._draw(walks[row], logits)
         while live := [walk for walk in live if not walk.done]:
             self._step(live)
-            self._draw(live)
         empty = Draft.empty()
         return [_draft(walks[r.row]) if r.row in walks else empty for r in requests]
 
-    def _catch_up(self, requests: Sequence[Request]) -> list[_Walk]:
+    def _alone(self, request: Request) -> Draft:
+        """Draft for one row, with nobody to wait for."""
+        place = self._rows[request.row]
+        walk = _Walk(request, place, request.round_start)
+        behind = request.history.ids[self._session.length(place) :]
+        while len(behind) > self._chunk:
+            self._run([request.row], [behind[: self._chunk]])
+            behind = behind[self._chunk :]
+        known = [min(token, self._largest) for token in behind]
+        self.calls += self._session.walk(place, known, partial(self._chosen, walk))
+        return _draft(walk)
+
+    def _chosen(self, walk: _Walk, logits: Tensor) -> int | None:
+        """The next symbol to run, or None where the draft is done."""
+        self._draw(walk, self._fit(logits))
+        return None if walk.done else walk.tokens[-1]
+
+    def _catch_up(self, requests: Sequence[Request]) -> dict[int, Tensor]:
         logits: dict[int, Tensor] = {}
         behind = {r.row: r.history.ids[self._session.length(self._rows[r.row]) :] for r in requests}
         while behind:
@@ -139,7 +158,7 @@ class DraftModelSession:
             behind = {row: behind[row][self._chunk :] for row in rows if len(behind[row]) > self._chunk}
         for request in requests:
             self._session.checkpoint(self._rows[request.row])
-        return [_Walk(r, self._rows[r.row], r.round_start, logits[r.row]) for r in requests]
+        return logits
 
     def _run(self, rows: Sequence[int], parts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """Commit these symbols to the draft's cache; the logits after each row's last."""
@@ -156,24 +175,26 @@ class DraftModelSession:
         found = self._session.extend(places, [walk.tokens[-1] for walk in walks])
         self.calls += 1
         for walk, logits in zip(walks, found, strict=True):
-            walk.logits = self._fit(logits)
+            self._draw(walk, self._fit(logits))
 
     def _fit(self, logits: Tensor) -> Tensor:
-        return fit(logits.to(self._context.device), self._context.vocab_size)
+        context = self._context
+        if logits.device == context.device and logits.shape[-1] == context.vocab_size:
+            return logits
+        return fit(logits.to(context.device), context.vocab_size)
 
-    def _draw(self, walks: Sequence[_Walk]) -> None:
-        for walk in walks:
-            request, count = walk.request, len(walk.tokens)
-            law = request.pipeline.law(walk.logits, Places(request.history, (tuple(walk.tokens),)))
-            if request.coupled:
-                walk.tokens.append(int(request.noise.symbols(law, (walk.start + count,))))
-            else:
-                walk.tokens.append(_own_draw(law, request, walk.start + count))
-                walk.q.append(law.probs)
-            # The unsure symbol is kept: dropping a drawn symbol would bias the output.
-            limit = request.budget.confidence
-            unsure = limit > 0 and float(law.probs.max()) < limit
-            walk.done = unsure or count + 1 >= request.budget.nodes
+    def _draw(self, walk: _Walk, logits: Tensor) -> None:
+        request, count = walk.request, len(walk.tokens)
+        law = request.pipeline.law(logits, Places(request.history, (tuple(walk.tokens),)))
+        if request.coupled:
+            walk.tokens.append(int(request.noise.symbols(law, (walk.start + count,))))
+        else:
+            walk.tokens.append(_own_draw(law, request, walk.start + count))
+            walk.q.append(law.probs)
+        # The unsure symbol is kept: dropping a drawn symbol would bias the output.
+        limit = request.budget.confidence
+        unsure = limit > 0 and float(law.probs.max()) < limit
+        walk.done = unsure or count + 1 >= request.budget.nodes
 
     def observe(self, row: int, observation: Observation) -> None:
         """Roll the draft's cache back to what was committed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +22,7 @@ class Attention:
     chunk: int | None = None
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """One pass: positions ``[B, Q]``, and an additive mask ``[B, 1, Q, L]`` per layer kind (None: causal).
 
     A single row without branches runs from ``start`` to ``end``; others give their positions as ``table``.
@@ -59,7 +60,7 @@ def plan(
     chain = all(is_chain(tree) for tree in parents)
     end = max(lengths) + width
     if len(lengths) == 1 and chain and not _limited(attention, end):
-        masks = dict.fromkeys(attention.kinds, _chain(lengths[0], width, like))
+        masks = dict.fromkeys(attention.kinds, chain_mask(lengths[0], width, like))
         return Pass(masks, start=lengths[0], end=end, rows=rows, prefill=prefill)
     steps = torch.arange(width, device=like.device)
     starts = torch.tensor(lengths, device=like.device)[:, None]
@@ -78,13 +79,27 @@ def _limited(attention: Attention, end: int) -> bool:
     return any(kind != "full_attention" for kind in attention.kinds) and end > min(limits, default=end)
 
 
-def _chain(start: int, width: int, like: Tensor) -> Tensor | None:
+def chain_mask(start: int, width: int, like: Tensor) -> Tensor | None:
+    """The additive mask ``[1, 1, width, start + width]`` of a chain behind ``start`` symbols; None where
+    attention needs none.
+    """
     if width == 1 or start == 0:
         # One query sees all; with nothing committed the square causal mask is built in.
         return None
-    lowest = torch.finfo(like.dtype).min
-    mask = torch.full((width, start + width), lowest, dtype=like.dtype, device=like.device)
-    return mask.triu_(start + 1)[None, None]
+    # Queries that begin at ``start`` see what the band's rows see when it is shifted to end with them.
+    room = _BAND * (1 + (start + width) // _BAND)
+    band = _band(_BAND * (1 + width // _BAND), room, like.dtype, like.device)
+    return band[None, None, :width, room - start : room + width]
+
+
+_BAND = 256
+
+
+@lru_cache(maxsize=4)
+def _band(rows: int, room: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive ``[rows, room + rows]`` in which row i sees the first ``room + i + 1`` columns."""
+    lowest = torch.finfo(dtype).min
+    return torch.full((rows, room + rows), lowest, dtype=dtype, device=device).triu_(room + 1)
 
 
 def _depths(parents: Sequence[tuple[int, ...]], width: int) -> Tensor:

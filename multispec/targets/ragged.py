@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from multispec.cache import RaggedCache
-from multispec.protocols import Scores
+from multispec.protocols import Scores, walk
 from multispec.stream import Draft, Prompt
-from multispec.targets.masks import Attention, Pass, plan
+from multispec.targets.masks import Attention, Pass, chain_mask, plan
+from multispec.tree import chain_parents, is_chain
 
 
 @runtime_checkable
@@ -93,6 +94,7 @@ class RaggedSession:
         self.rows = list(range(len(prompts)))
         # Short rows are padded to the longest draft, so every row needs room for a whole pass.
         self._one = torch.zeros((1, 1), dtype=torch.long, device=forward.like.device)
+        self._last = torch.zeros(1, dtype=torch.long, device=forward.like.device)
         self._windowed = set(forward.attention.kinds) != {"full_attention"}
         self._no_masks = dict.fromkeys(forward.attention.kinds)
         self.cache = RaggedCache(forward.layers, len(prompts), max(capacity) + nodes + 2)
@@ -115,6 +117,10 @@ class RaggedSession:
     def _plan(self, parents: Sequence[tuple[int, ...]], width: int, prefill: bool = False) -> Pass:
         ledger, forward = self.cache.ledger, self.forward
         ledger.open(width, forward.like.device)
+        if len(self.rows) == 1 and not self._windowed and is_chain(parents[0]):
+            start = ledger.lengths[0]
+            mask = chain_mask(start, width, forward.like)
+            return Pass({"full_attention": mask}, start, start + width, None, self.rows, prefill)
         return plan(ledger.lengths, parents, width, forward.attention, forward.like, self.rows, prefill)
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
@@ -140,16 +146,35 @@ class RaggedSession:
         return list(scores.logits)
 
     def _extend_one(self, token: int) -> Tensor:
-        # The inner loop of drafting: one symbol sees all, so there is no mask to make.
         ledger = self.cache.ledger
         start = ledger.lengths[0]
         if self._windowed:
             step = self._plan([()], 1)
         else:
+            # One symbol sees all, so there is no mask to make.
             ledger.end, ledger.slots = start + 1, None
-            step = Pass(self._no_masks, start=start, end=start + 1, rows=self.rows)
+            step = Pass(self._no_masks, start, start + 1, None, self.rows)
         logits = self.forward(self._one.fill_(token), step, self.cache, None)[0]
         ledger.lengths[0] = start + 1
+        return logits
+
+    def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]) -> int:
+        """Run and commit tokens, then symbol after symbol: the inner loop of drafting."""
+        if len(self.rows) > 1:
+            return walk(self, row, tokens, choose)
+        logits = self._append(tokens) if len(tokens) > 1 else self._extend_one(tokens[0])
+        calls = 1
+        while (following := choose(logits)) is not None:
+            logits = self._extend_one(following)
+            calls += 1
+        return calls
+
+    def _append(self, tokens: Sequence[int]) -> Tensor:
+        """Run and commit tokens of the only row; logits after the last."""
+        ids = torch.tensor([tokens], device=self.forward.like.device)
+        step = self._plan([chain_parents(len(tokens) - 1)], len(tokens))
+        logits = self.forward(ids, step, self.cache, self._last.fill_(len(tokens) - 1))[0]
+        self.cache.ledger.lengths[0] += len(tokens)
         return logits
 
     def _score_one(self, root: int, draft: Draft) -> Scores:

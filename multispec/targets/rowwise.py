@@ -8,7 +8,7 @@ next pass where it is short.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from multispec.errors import UnsupportedError
-from multispec.protocols import Scores
+from multispec.protocols import Scores, walk
 from multispec.stream import Draft, Prompt
 
 # Longer leftovers are replayed at once, so that passes do not grow with a run of rejections.
@@ -146,6 +146,10 @@ class RowwiseSession:
             self._run(row.pending, row.cache, 1)
             self.replays += 1
             row.pending = []
+
+    def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]) -> int:
+        """Run and commit symbol after symbol."""
+        return walk(self, row, tokens, choose)
 
     def checkpoint(self, number: int) -> None:
         """Remember the state of a row, for caches that cannot be cropped."""

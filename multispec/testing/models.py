@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multispec.protocols import Capabilities, Scores
+from multispec.protocols import Capabilities, Scores, walk
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.tree import path_to
 
@@ -107,6 +107,10 @@ class FakeSession:
         found = self.score(rows, tokens, [Draft.empty()] * len(rows))
         self.commit(rows, [()] * len(rows))
         return list(found.logits)
+
+    def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]) -> int:
+        """Run and commit symbol after symbol."""
+        return walk(self, row, tokens, choose)
 
     def checkpoint(self, number: int) -> None:
         """Remember how much a row holds."""

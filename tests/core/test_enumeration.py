@@ -28,7 +28,7 @@ from multispec.sampling import (
     Noise,
     Purpose,
     Sampling,
-    _mix_tensor,
+    _mix_,
     _signed,
     _symbol_codes,
     _uniform,
@@ -309,10 +309,10 @@ def test_a_wrong_q_is_noticed() -> None:
 def gumbel(seeds: int) -> Tensor:
     """``CounterNoise(seed).gumbel`` at the first three positions of many seeds at once ``[n, 3, V]``."""
     step = _signed(0x9E3779B97F4A7C15)
-    base = _mix_tensor(_mix_tensor(_mix_tensor(torch.arange(seeds) + step) + Purpose.SYMBOL))
-    keys = _mix_tensor(base[:, None] + torch.arange(LENGTH) * step)
+    base = _mix_(_mix_(_mix_(torch.arange(seeds) + step) + Purpose.SYMBOL))
+    keys = _mix_(base[:, None] + torch.arange(LENGTH) * step)
     codes = _symbol_codes(VOCABULARY, torch.device("cpu"))
-    uniform = _uniform(_mix_tensor(keys[:, :, None] ^ codes))
+    uniform = _uniform(_mix_(keys[:, :, None] ^ codes))
     return -(-uniform.log()).log()
 
 

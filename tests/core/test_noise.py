@@ -21,7 +21,7 @@ from multispec.sampling import (
     Law,
     Purpose,
     _mix,
-    _mix_tensor,
+    _mix_,
     _signed,
     _symbol_codes,
     _uniform,
@@ -83,7 +83,7 @@ def test_symbols_are_pinned() -> None:
 
 @given(st.integers(0, 2**64 - 1))
 def test_scalar_and_tensor_mix_agree(value: int) -> None:
-    found = int(_mix_tensor(torch.tensor([_signed(value)])))
+    found = int(_mix_(torch.tensor([_signed(value)])))
     assert found == _signed(_mix(value))
 
 
@@ -202,14 +202,14 @@ def keys_of(noise: CounterNoise, purpose: Purpose, extra: int = 0) -> Tensor:
     step = 0x9E3779B97F4A7C15
     base = _mix(_mix(noise.seed + step) + noise.sample * 8 + purpose)
     base = _mix((base + extra * 0xD1342543DE82EF95) % 2**64)
-    found = _mix_tensor(torch.arange(DRAWS) * _signed(step) + _signed(base))
+    found = _mix_(torch.arange(DRAWS) * _signed(step) + _signed(base))
     some = range(0, DRAWS, 4999)
     assert found[list(some)].tolist() == noise.keys(some, purpose, extra)
     return found
 
 
 def uniforms(purpose: Purpose = Purpose.SYMBOL, seed: int = 0, extra: int = 0) -> Tensor:
-    return _uniform(_mix_tensor(keys_of(CounterNoise(seed), purpose, extra)))
+    return _uniform(_mix_(keys_of(CounterNoise(seed), purpose, extra)))
 
 
 @cache
@@ -217,7 +217,7 @@ def gumbel() -> Tensor:
     """``CounterNoise(8).gumbel`` at many positions ``[n, V]``, checked on some."""
     noise = CounterNoise(8)
     codes = _symbol_codes(VOCABULARY, CPU)
-    bits = _mix_tensor(keys_of(noise, Purpose.SYMBOL)[:, None] ^ codes)
+    bits = _mix_(keys_of(noise, Purpose.SYMBOL)[:, None] ^ codes)
     found = -(-_uniform(bits).log()).log()
     some = range(0, DRAWS, 4999)
     assert torch.equal(found[list(some)], noise.gumbel(some, VOCABULARY, CPU))
