@@ -16,6 +16,7 @@ from multispec.errors import PromptError, UnknownNameError, UsageError
 from multispec.guidance import Guidance
 from multispec.methods import Kind, find
 from multispec.modality import Modality
+from multispec.neighbours import UsesNeighbours
 from multispec.policies import Confidence, FixedLength, Heuristic
 from multispec.protocols import Drafter, Policy, Target, Verifier
 from multispec.row import Row, RowSettings
@@ -204,21 +205,31 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     drafter, policy, stop = translate(asked.words, asked.drafter, asked.policy, asked.stop)
     prompts, single = _prompts(prompt, target, modality)
     count = len(prompts)
-    guidances = _per_row(asked.guidance, count, "guidance")
-    negatives = _per_row(asked.negative, count, "negative")
-    prompts = [_guided(prompts[n], guidances[n], negatives[n], target, modality) for n in range(count)]
     drafters = [methods.drafter(one) for one in _per_row(drafter, count, "drafter")]
     policies = [methods.policy(one) for one in _per_row(policy, count, "policy")]
     samplings = _per_row(asked.sampling, count, "sampling")
     lengths = _per_row(asked.max_new_tokens, count, "max_new_tokens")
     config = None if asked.generation_config is None else read_config(asked.generation_config)
+    guidance = config.guidance if config is not None and asked.guidance is None else asked.guidance
+    guidances, negatives = _per_row(guidance, count, "guidance"), _per_row(asked.negative, count, "negative")
+    prompts = [_guided(prompts[n], guidances[n], negatives[n], target, modality) for n in range(count)]
     strings = [texts + (config.stop if config else ()) for texts in _stops(stop, count)]
-    maker = _RowMaker(target, modality, methods.verifier(asked.verifier), asked, config)
+    verifier = _informed(methods.verifier(asked.verifier), modality)
+    maker = _RowMaker(target, modality, verifier, asked, config)
     rows = [
         maker.make(n, prompts[n], samplings[n], lengths[n], strings[n], drafters[n], policies[n])
         for n in range(count)
     ]
     return Batch(rows, strings, single)
+
+
+def _informed(verifier: Verifier, modality: Modality) -> Verifier:
+    """A rule that looks at neighbours takes those of the modality, where it was given none."""
+    if not isinstance(verifier, UsesNeighbours) or verifier.neighbours is not None:
+        return verifier
+    rule: Any = verifier
+    informed: Verifier = replace(rule, neighbours=modality.neighbours)
+    return informed
 
 
 @dataclass(frozen=True)
@@ -291,10 +302,15 @@ def _room(target: Target, prompt: Prompt, wanted: int) -> tuple[int, str]:
 def _prompts(prompt: Any, target: Target, modality: Modality) -> tuple[list[Prompt], bool]:
     if isinstance(prompt, Tensor):
         prompt = prompt.tolist()
-    batch = isinstance(prompt, (list, tuple)) and bool(prompt) and not isinstance(prompt[0], (int, Mapping))
+    batch = isinstance(prompt, (list, tuple)) and bool(prompt) and not _one_of_several(prompt[0])
     listed = list(prompt) if batch else [prompt]
     size = target.spec.prompt_size or target.spec.vocab_size
     return [_prompt(one, modality, size) for one in listed], not batch
+
+
+def _one_of_several(first: Any) -> bool:
+    """True for an id, and for a message of a chat: what a prompt is made of, not a prompt."""
+    return isinstance(first, int) or (isinstance(first, Mapping) and "role" in first)
 
 
 def _guided(prompt: Prompt, guidance: Any, negative: Any, target: Target, modality: Modality) -> Prompt:

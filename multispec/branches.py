@@ -42,7 +42,7 @@ class GuidedSession:
         found = self._inner.prefill()
         rows = range(len(self._prompts))
         logits = [self._mixed(row, found.logits[row], self._other(row, found.logits), [0]) for row in rows]
-        return Scores(logits=logits, hidden=found.hidden and found.hidden[: len(rows)], calls=found.calls)
+        return _of_rows(found, logits)
 
     def _other(self, row: int, logits: Sequence[Tensor]) -> Tensor | None:
         return logits[self._twins[row]] if row in self._twins else None
@@ -67,7 +67,7 @@ class GuidedSession:
             self._mixed(row, found.logits[n], others.get(n), _positions(first[n], drafts[n]))
             for n, row in enumerate(rows)
         ]
-        return Scores(logits=logits, hidden=found.hidden and found.hidden[: len(rows)], calls=found.calls)
+        return _of_rows(found, logits)
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
         """Keep the same symbols in both branches."""
@@ -108,6 +108,12 @@ class GuidedSession:
 
     def _branches(self, row: int) -> list[int]:
         return [row, self._twins[row]] if row in self._twins else [row]
+
+
+def _of_rows(found: Scores, logits: Sequence[Tensor]) -> Scores:
+    """What belongs to the rows that the loop knows."""
+    count = len(logits)
+    return Scores(logits, found.hidden and found.hidden[:count], found.calls[:count])
 
 
 def _positions(first: int, draft: Draft) -> list[int]:

@@ -15,6 +15,7 @@
         ├── InvalidLogitsError         NaN or no symbol left; names the position and the rule
         └── OutOfMemoryError           names what was being allocated
     DrafterWarning (UserWarning)       a drafter failed; generation went on without it
+    OutputWarning (UserWarning)        symbols that cannot become text or media; they are kept
 
 Every message names the rule, what was got, what was expected, and what to do.
 """
@@ -96,3 +97,7 @@ class OutOfMemoryError(GenerationError):
 
 class DrafterWarning(UserWarning):
     """A drafter failed and was set aside; the output is not affected."""
+
+
+class OutputWarning(UserWarning):
+    """Symbols that cannot be turned into media; they are kept, and ``output`` is None."""

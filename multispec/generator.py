@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from multispec.asking import Asked, Batch, Methods, batch_of, check_words
-from multispec.errors import GenerationError, MultispecError, UsageError
+from multispec.errors import GenerationError, MultispecError, OutputWarning, UsageError
 from multispec.loop import rounds
 from multispec.modality import IdsOnly, Modality
 from multispec.processing import LogitsProcessor
@@ -131,18 +132,25 @@ class Generator:
                 delta = decoder.push(step.token)
                 if place == last[step.row] and batch.rows[step.row].finish_reason is not None:
                     rest = decoder.finish()
-                    delta = rest if delta is None else delta + rest
+                    delta = rest if delta is None else delta if rest is None else delta + rest
                 yield step._replace(delta=delta)
 
     def _guarded(self, batch: Batch, clock: Clock) -> Iterator[list[Step]]:
         return guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock))
 
     def _results(self, batch: Batch, clock: Clock) -> list[Generation]:
-        def decode(row: Row) -> Any:
-            strings = batch.strings[row.number]
-            return self.modality.decode(row.settings.prompt, row.history.generated, strings)
+        return [row.result(clock, lambda row: self._decoded(row, batch)) for row in batch.rows]
 
-        return [row.result(clock, decode) for row in batch.rows]
+    def _decoded(self, row: Row, batch: Batch) -> Any:
+        strings = batch.strings[row.number]
+        try:
+            return self.modality.decode(row.settings.prompt, row.history.generated, strings)
+        except MultispecError as error:  # what was generated is worth more than its form
+            note = f"no output: {error}"
+            if note not in row.report.notes:
+                row.report.notes.append(note)
+                warnings.warn(str(error), OutputWarning, stacklevel=2)
+            return None
 
 
 class Stream:

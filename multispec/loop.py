@@ -48,8 +48,8 @@ def score(session: TargetSession, live: Sequence[Row], drafts: Mapping[int, Draf
     roots = [row.history.ids[-1] for row in live]
     with memory_for(lambda: f"a pass over {sum(map(len, drafts.values())) + len(live)} symbols"):
         found = session.score(numbers, roots, [drafts[number] for number in numbers])
-    for row in live:
-        row.report.target_calls += found.calls
+    for row, calls in zip(live, found.calls or [1] * len(live), strict=True):
+        row.report.target_calls += calls
     return dict(zip(numbers, found.logits, strict=True))
 
 

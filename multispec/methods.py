@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from multispec.drafters import DraftModel, PromptLookup
+from multispec.drafters import SJD, DraftModel, Jacobi, PromptLookup, RowCopy, ScdMaximal, SjdPac, ZipAR
 from multispec.errors import UnknownNameError
 from multispec.policies import Confidence, FixedLength, Heuristic, Off
 from multispec.verifiers import Coupled, Rejection
 
 Kind = Literal["drafter", "verifier", "policy"]
 STREAMS = ("text", "image", "speech")
-_DRAFTERS: tuple[Any, ...] = (DraftModel, PromptLookup)
+_DRAFTERS: tuple[Any, ...] = (DraftModel, PromptLookup, Jacobi, SJD, ScdMaximal, SjdPac, RowCopy, ZipAR)
 _VERIFIERS: tuple[Any, ...] = (Coupled, Rejection)
 _POLICIES: tuple[Any, ...] = (FixedLength, Confidence, Heuristic, Off)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multispec.errors import PromptError, UsageError
 from multispec.guidance import Guidance
+from multispec.neighbours import Neighbours
 from multispec.row import Stop
 from multispec.stream import Prompt
 
@@ -20,11 +21,11 @@ class StreamDecoder(Protocol):
     """Turns one row's symbols into output as they come; never gives half a character."""
 
     def push(self, token: int) -> Any:
-        """What this symbol adds."""
+        """What this symbol adds, or shows; None for nothing."""
         ...
 
     def finish(self) -> Any:
-        """What was held back."""
+        """What was held back; None for nothing."""
         ...
 
 
@@ -39,6 +40,11 @@ class Modality(Protocol):
     @property
     def guidance(self) -> Guidance:
         """The convention of its models, for a caller who gives a scale alone."""
+        ...
+
+    @property
+    def neighbours(self) -> Neighbours | None:
+        """Which symbols lie near each other, for relaxed rules; None where nothing says, as for words."""
         ...
 
     def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
@@ -76,6 +82,10 @@ class IdsOnly:
     def guidance(self) -> Guidance:
         """transformers' convention for text."""
         return Guidance(convention="log_softmax")
+
+    @property
+    def neighbours(self) -> None:
+        """None: ids have no distances."""
 
     def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
         """``negative`` as ids; without it the last id of the prompt, as in transformers."""

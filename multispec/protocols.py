@@ -34,11 +34,14 @@ class Capabilities:
 
 
 class Scores(NamedTuple):
-    """Raw logits ``[D + 1, V]`` of each row: after the last committed symbol, then after each node."""
+    """Raw logits ``[D + 1, V]`` of each row: after the last committed symbol, then after each node.
+
+    ``calls`` are the passes that each row needed since the last scores; () stands for one each.
+    """
 
     logits: Sequence[Tensor]
     hidden: Sequence[Tensor] | None = None
-    calls: int = 1
+    calls: Sequence[int] = ()
 
 
 @runtime_checkable

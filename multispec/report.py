@@ -2,6 +2,7 @@
 
 * acceptance rate = accepted / drafted (the bonus symbol counts in neither);
 * mean acceptance length = symbols emitted per verification, the bonus included;
+* step compression = symbols emitted per target call, as papers on images count it;
 * the rate at position i is *unconditional*: of the drafts that reached position i, the share whose
   symbol i was accepted. Positions that were never drafted are not rejections.
 
@@ -95,6 +96,11 @@ class Report:
         return self.new_tokens / self.rounds if self.rounds else 0.0
 
     @property
+    def step_compression(self) -> float:
+        """Symbols per target call, the prompt's own included: 1 for plain decoding; 0 before the first."""
+        return self.new_tokens / self.target_calls if self.target_calls else 0.0
+
+    @property
     def acceptance_by_position(self) -> list[float]:
         """Unconditional acceptance rate of draft position 1, 2, ... among drafts that reached it."""
         pairs = zip(self.accepted_at, self.drafted_at, strict=True)
@@ -137,6 +143,7 @@ class Report:
             "forced": self.forced,
             "drafter_failures": self.drafter_failures,
             "mean_acceptance_length": self.mean_acceptance_length,
+            "step_compression": self.step_compression,
             "acceptance_rate": self.acceptance_rate,
             "acceptance_by_position": self.acceptance_by_position,
             "histogram": {str(k): v for k, v in sorted(self.histogram.items())},
@@ -155,6 +162,7 @@ class Report:
             ("drafted / accepted", f"{self.drafted} / {self.accepted}"),
             ("acceptance rate", f"{self.acceptance_rate:.3f}"),
             ("mean acceptance length", f"{self.mean_acceptance_length:.2f}"),
+            ("step compression", f"{self.step_compression:.2f}"),
             ("total variation spent", f"{self.variation_spent:.4g}"),
             ("tokens per second", f"{self.tokens_per_second:.1f}"),
             *((f"seconds, {name}", f"{value:.3f}") for name, value in seconds.items()),

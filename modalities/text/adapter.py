@@ -102,6 +102,10 @@ class Text:
         """transformers' convention for text."""
         return Guidance(convention="log_softmax")
 
+    @property
+    def neighbours(self) -> None:
+        """None: ids of words have no distances."""
+
     def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
         """``negative`` as a prompt; without it the last id of the prompt, as in transformers.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from multispec.cli import check, demo, doctor, methods, text
+from multispec.cli import check, demo, doctor, image, methods, text
 
 app = typer.Typer(
     name="multispec",
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("text")(text.text)
+app.command("image")(image.image)
 app.command("methods")(methods.methods)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)

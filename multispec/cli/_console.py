@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +18,10 @@ from rich.markup import escape
 from rich.style import Style
 from rich.table import Table
 
-from multispec.errors import DrafterWarning, MultispecError, UsageError
+from multispec.errors import DrafterWarning, MultispecError, UnknownNameError, UsageError
 
 DRAFTED = Style(color="green", bold=True)
+INTERRUPTED = 130  # the exit code after Ctrl-C
 # Tables are not folded where no screen sets their width.
 _FILE_WIDTH = 200
 
@@ -80,6 +83,37 @@ def load(model: str, draft: str | None, **where: Any) -> Any:
 def way_of(generator: Any) -> str:
     """How the model is run: the target's own word for it."""
     return str(generator.target.capabilities.way)
+
+
+def dtype_of(name: str | None) -> Any:
+    """The name itself, if it names a dtype.
+
+    Raises:
+        UnknownNameError: another name.
+    """
+    known = ("auto", "float32", "bfloat16", "float16", "float64")
+    if name is not None and name not in known:
+        raise UnknownNameError("dtype", name, known)
+    return name
+
+
+@contextmanager
+def noticed() -> Iterator[list[int]]:
+    """Note each Ctrl-C: the loop ends quietly on one, so that what was generated is kept."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Painter:

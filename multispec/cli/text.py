@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from multispec.cli import _timing
-from multispec.cli._console import Debug, Draft, Json, Model, Painter, console, load, running, say
+from multispec.cli._console import (
+    INTERRUPTED,
+    Debug,
+    Draft,
+    Json,
+    Model,
+    Painter,
+    console,
+    dtype_of,
+    load,
+    noticed,
+    running,
+    say,
+)
 from multispec.errors import UsageError
-
-INTERRUPTED = 130
 
 
 def text(
@@ -64,7 +71,7 @@ def text(
             "stop": stop or None,
         }
         words = sys.stdin.read() if prompt == "-" else prompt
-        generator = load(model, draft, device=device, dtype=_dtype(dtype))
+        generator = load(model, draft, device=device, dtype=dtype_of(dtype))
         run = _as_json if as_json else _as_text
         run(generator, words, settings, output, compare)
 
@@ -80,15 +87,6 @@ def _policy(policy: str, count: int | None) -> Any:
     from multispec.policies import FixedLength
 
     return FixedLength(num_draft_tokens=count)
-
-
-def _dtype(name: str | None) -> Any:
-    known = ("auto", "float32", "bfloat16", "float16", "float64")
-    if name is not None and name not in known:
-        from multispec.errors import UnknownNameError
-
-        raise UnknownNameError("dtype", name, known)
-    return name
 
 
 def _as_json(
@@ -115,7 +113,7 @@ def _as_json(
 def _as_text(
     generator: Any, prompt: str, settings: dict[str, Any], output: Path | None, compare: bool
 ) -> None:
-    with _noticed() as interrupts:
+    with noticed() as interrupts:
         written = _streamed(generator, prompt, settings)
     if output is not None:
         output.write_text(written, encoding="utf-8")
@@ -124,25 +122,6 @@ def _as_text(
         raise typer.Exit(INTERRUPTED)
     if compare:
         _show_comparison(generator, prompt, settings)
-
-
-@contextmanager
-def _noticed() -> Iterator[list[int]]:
-    """Note each Ctrl-C: the loop ends quietly on one, so that what was generated is kept."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        signal.default_int_handler(number, frame)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _streamed(generator: Any, prompt: str, settings: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from multispec.cache import RaggedCache
 from multispec.targets.masks import Attention, Pass
 
-FAMILY = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+FAMILY = frozenset(f"{name}ForCausalLM" for name in ("Emu3", "Llama", "Mistral", "Qwen2", "Qwen3"))
 Linear = Callable[[Tensor], Tensor]
 # Smaller weights sit in the processor's cache, where a plain product is faster (measured).
 _PACKED_FROM = 2**18

@@ -48,6 +48,12 @@ class _Row:
     length: int = 0
     mark: Any = None
     marked: int = 0
+    calls: int = 0
+
+    def counted(self) -> int:
+        """The passes since this was last asked."""
+        found, self.calls = self.calls, 0
+        return found
 
 
 def snapshot(cache: Cache) -> Cache:
@@ -86,7 +92,6 @@ class RowwiseSession:
     def __init__(self, runner: Runner, prompts: Sequence[Prompt], parallel: bool = True) -> None:
         self.runner = runner
         self.parallel = parallel
-        self.replays = 0
         self._rows = {number: _Row(prompt) for number, prompt in enumerate(prompts)}
 
     def prefill(self) -> Scores:
@@ -102,7 +107,7 @@ class RowwiseSession:
         """Run each row's leftovers, its root and its draft."""
         triples = zip(rows, roots, drafts, strict=True)
         logits = [self._score(self._rows[row], root, draft) for row, root, draft in triples]
-        return Scores(logits=logits)
+        return Scores(logits=logits, calls=[self._rows[row].counted() for row in rows])
 
     def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
         """Run and commit one symbol per row."""
@@ -121,12 +126,13 @@ class RowwiseSession:
         row.snapshot = None if croppable(row.cache) else snapshot(row.cache)
         if row.snapshot is None:
             row.cache.activate_past_recording()
-        return self._run(row.fed, row.cache, len(draft) + 1)
+        return self._run(row, row.fed, len(draft) + 1)
 
-    def _run(self, ids: Sequence[int], cache: Any, keep: int) -> Tensor:
+    def _run(self, row: _Row, ids: Sequence[int], keep: int) -> Tensor:
+        row.calls += 1 if self.parallel else len(ids)
         if self.parallel:
-            return self.runner.step(ids, cache, keep)
-        return torch.cat([self.runner.step([token], cache, 1) for token in ids])[-keep:]
+            return self.runner.step(ids, row.cache, keep)
+        return torch.cat([self.runner.step([token], row.cache, 1) for token in ids])[-keep:]
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
         """Crop what was rejected, or go back to the snapshot and remember what to replay."""
@@ -143,8 +149,7 @@ class RowwiseSession:
         if rejected:
             row.cache, row.pending = row.snapshot, row.fed[: len(row.fed) - rejected]
         if len(row.pending) > _REPLAY_LIMIT:
-            self._run(row.pending, row.cache, 1)
-            self.replays += 1
+            self._run(row, row.pending, 1)
             row.pending = []
 
     def walk(self, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]) -> int:

@@ -23,6 +23,7 @@ from multispec.errors import (
     ModelLoadError,
     MultispecError,
     OutOfMemoryError,
+    OutputWarning,
     PromptError,
     SamplingError,
     UnknownNameError,
@@ -51,6 +52,7 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     InvalidLogitsError: (GenerationError,),
     OutOfMemoryError: (GenerationError,),
     DrafterWarning: (UserWarning,),
+    OutputWarning: (UserWarning,),
 }
 
 

@@ -34,6 +34,13 @@ def test_rates_are_those_of_the_field() -> None:
     assert report.variation_spent == 0.75
 
 
+def test_step_compression_counts_every_call() -> None:
+    """The call over the prompt gives the first symbol, so plain decoding is at 1."""
+    report = filled()
+    report.target_calls = 4
+    assert report.step_compression == report.to_dict()["step_compression"] == 2.0
+
+
 def test_positions_that_were_never_drafted_are_no_rejections() -> None:
     """Unconditional rates: of the drafts that reached position i, those whose symbol i was accepted."""
     report = filled()
@@ -43,7 +50,7 @@ def test_positions_that_were_never_drafted_are_no_rejections() -> None:
 
 def test_an_empty_report_divides_by_nothing() -> None:
     report = Report()
-    assert (report.acceptance_rate, report.mean_acceptance_length) == (0, 0)
+    assert (report.acceptance_rate, report.mean_acceptance_length, report.step_compression) == (0, 0, 0)
     assert (report.tokens_per_second, report.acceptance_by_position) == (0, [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,10 +14,13 @@ import torch
 
 from multispec.drafters import DraftModel
 from multispec.errors import DrafterWarning, IncompatibleModelsError
+from multispec.guidance import Guidance
+from multispec.history import History
 from multispec.policies import FixedLength, Heuristic
+from multispec.processing import Pipeline, Places
 from multispec.protocols import Request, Standing
 from multispec.sampling import CounterNoise, Law, Purpose, Sampling
-from multispec.stream import Draft, Forced, Slot, StreamSpec
+from multispec.stream import Draft, Forced, Prompt, Slot, StreamSpec
 from multispec.testing import ScriptedDrafter, ScriptedModel, TableModel, play, row
 from multispec.verifiers import Coupled, Rejection
 from tests.models import zoo
@@ -253,3 +257,25 @@ def test_trap_30_forced_codes_cost_no_randomness_and_no_acceptance() -> None:
     assert plain.report.forced == drafted.report.forced == 2
     assert drafted.report.accepted == drafted.report.drafted < sum(drafted.from_draft) + 1
     assert tokens_of(model, **settings) == plain.tokens.flatten().tolist()
+
+
+def test_trap_30_both_branches_of_guidance_roll_back_together() -> None:
+    """What the unconditional branch holds behind its own prompt is what was emitted, whatever was drafted."""
+    other = Prompt(ids=torch.tensor([3, 3, 7]))
+    prompt = Prompt(ids=torch.tensor([1]), guidance=Guidance(scale=2.0), unconditional=other)
+    model = TableModel(seed=3)
+    wrong = ScriptedDrafter([5, 5, 5, 5] * 4, num_draft_tokens=4)
+    plain = play(model, dataclasses.replace(row(max_new_tokens=12), prompt=prompt))[0]
+    drafted = play(model, dataclasses.replace(row(max_new_tokens=12, drafter=wrong), prompt=prompt))[0]
+    assert drafted.tokens.tolist() == plain.tokens.tolist()
+    assert drafted.report.drafted > drafted.report.accepted
+    kept = model.sessions[-1].kept
+    assert kept[1][3:] == kept[0][1:] == plain.tokens.tolist()[:-1]
+
+
+def test_trap_30_p_is_formed_after_mixing() -> None:
+    """Top-k of the guided logits, not the guided top-k's: a symbol banned in one branch may come."""
+    c, u = torch.tensor([[2.0, 1.9, 0.0]]), torch.tensor([[2.0, -3.0, 0.0]])
+    mixed = Guidance(scale=2.0).mix(c, u, [0])
+    law = Pipeline(Sampling(top_k=1), 3).law(mixed, Places(History([0]), ((),)))
+    assert law.probs.tolist() == [[0.0, 1.0, 0.0]] and int(c.argmax()) == 0
