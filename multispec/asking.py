@@ -16,7 +16,7 @@ from multispec.errors import PromptError, UnknownNameError, UsageError
 from multispec.guidance import Guidance
 from multispec.methods import Kind, find
 from multispec.modality import Modality
-from multispec.neighbours import UsesNeighbours
+from multispec.neighbours import UsesNeighbours, needed
 from multispec.policies import Confidence, FixedLength, Heuristic
 from multispec.protocols import Drafter, Policy, Target, Verifier
 from multispec.row import Row, RowSettings
@@ -214,7 +214,7 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     guidances, negatives = _per_row(guidance, count, "guidance"), _per_row(asked.negative, count, "negative")
     prompts = [_guided(prompts[n], guidances[n], negatives[n], target, modality) for n in range(count)]
     strings = [texts + (config.stop if config else ()) for texts in _stops(stop, count)]
-    verifier = _informed(methods.verifier(asked.verifier), modality)
+    verifier = _informed(methods.verifier(asked.verifier), modality, target.spec.vocab_size)
     maker = _RowMaker(target, modality, verifier, asked, config)
     rows = [
         maker.make(n, prompts[n], samplings[n], lengths[n], strings[n], drafters[n], policies[n])
@@ -223,12 +223,15 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     return Batch(rows, strings, single)
 
 
-def _informed(verifier: Verifier, modality: Modality) -> Verifier:
+def _informed(verifier: Verifier, modality: Modality, vocab_size: int) -> Verifier:
     """A rule that looks at neighbours takes those of the modality, where it was given none."""
-    if not isinstance(verifier, UsesNeighbours) or verifier.neighbours is not None:
+    if not isinstance(verifier, UsesNeighbours):
         return verifier
+    known = verifier.neighbours or modality.neighbours
+    if verifier.needs_neighbours:
+        known = needed(known, verifier.name, vocab_size)
     rule: Any = verifier
-    informed: Verifier = replace(rule, neighbours=modality.neighbours)
+    informed: Verifier = replace(rule, neighbours=known)
     return informed
 
 
@@ -258,7 +261,7 @@ class _RowMaker:
                 f"sampling must be a multispec.Sampling: got {type(sampling).__name__}. Use "
                 "multispec.Sampling(temperature=..., seed=...)."
             )
-        chosen = sampling or (config.sampling if config else Sampling())
+        chosen = sampling or (config.sampling if config else self.modality.sampling)
         _check_ids(chosen, spec.vocab_size)
         wanted = length
         if wanted is None and config is not None:

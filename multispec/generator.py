@@ -58,7 +58,7 @@ class Generator:
         and ``negative`` may be lists with one entry per prompt. ``guidance`` is a scale (in the model's
         convention) or a ``Guidance``; ``negative`` is the prompt of its other branch. transformers' own words
         (``assistant_model``, ``num_assistant_tokens``, ``prompt_lookup_num_tokens``, ``stop_strings`` ...)
-        are understood. ``max_new_tokens`` defaults to the length of the stream where that is fixed, else to
+        are understood. ``sampling`` defaults to that of the modality, ``max_new_tokens`` to the length of the stream where that is fixed, else to
         128. Ctrl-C returns what was generated.
 
         Raises:

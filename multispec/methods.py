@@ -9,12 +9,38 @@ from typing import Any, Literal
 from multispec.drafters import SJD, DraftModel, Jacobi, PromptLookup, RowCopy, ScdMaximal, SjdPac, ZipAR
 from multispec.errors import UnknownNameError
 from multispec.policies import Confidence, FixedLength, Heuristic, Off
-from multispec.verifiers import Coupled, Rejection
+from multispec.verifiers import (
+    GSD,
+    BudgetedRejection,
+    CoolSD,
+    Coupled,
+    Lantern,
+    LanternPlusPlus,
+    Rejection,
+    ZipARVerifier,
+)
 
 Kind = Literal["drafter", "verifier", "policy"]
 STREAMS = ("text", "image", "speech")
+# Methods that need what some streams do not have: rows that lie above each other, a codebook.
+_ONLY: Mapping[type, tuple[str, ...]] = {
+    ZipAR: ("image",),
+    ZipARVerifier: ("image",),
+    GSD: ("image", "speech"),
+    Lantern: ("image", "speech"),
+    LanternPlusPlus: ("image", "speech"),
+}
 _DRAFTERS: tuple[Any, ...] = (DraftModel, PromptLookup, Jacobi, SJD, ScdMaximal, SjdPac, RowCopy, ZipAR)
-_VERIFIERS: tuple[Any, ...] = (Coupled, Rejection)
+_VERIFIERS: tuple[Any, ...] = (
+    Coupled,
+    Rejection,
+    BudgetedRejection,
+    CoolSD,
+    GSD,
+    Lantern,
+    LanternPlusPlus,
+    ZipARVerifier,
+)
 _POLICIES: tuple[Any, ...] = (FixedLength, Confidence, Heuristic, Off)
 
 
@@ -47,7 +73,7 @@ def _entry(method: Any, kind: Kind) -> Entry:
         kind=kind,
         exactness=method.exactness if kind == "verifier" else "any",
         trained=bool(method.trained) if kind == "drafter" else False,
-        streams=STREAMS,
+        streams=_ONLY.get(method, STREAMS),
         paper=method.paper,
         summary=(method.__doc__ or "").strip().splitlines()[0],
         method=method,
@@ -57,7 +83,7 @@ def _entry(method: Any, kind: Kind) -> Entry:
 def catalog() -> tuple[Entry, ...]:
     """Every drafter, verifier and policy.
 
-    >>> [entry.name for entry in catalog() if entry.kind == "verifier"]
+    >>> [entry.name for entry in catalog() if entry.exactness in ("seed", "law")]
     ['coupled', 'rejection']
     """
     groups: Mapping[Kind, tuple[Any, ...]] = {

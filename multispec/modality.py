@@ -13,6 +13,7 @@ from multispec.errors import PromptError, UsageError
 from multispec.guidance import Guidance
 from multispec.neighbours import Neighbours
 from multispec.row import Stop
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
 
 
@@ -40,6 +41,11 @@ class Modality(Protocol):
     @property
     def guidance(self) -> Guidance:
         """The convention of its models, for a caller who gives a scale alone."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """What its models are drawn with where nobody says otherwise."""
         ...
 
     @property
@@ -82,6 +88,11 @@ class IdsOnly:
     def guidance(self) -> Guidance:
         """transformers' convention for text."""
         return Guidance(convention="log_softmax")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's own law."""
+        return Sampling()
 
     @property
     def neighbours(self) -> None:

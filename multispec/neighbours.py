@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,15 +32,24 @@ class Nearest(NamedTuple):
     squared: Float[Tensor, "N k"]
 
 
+class _Symbols(NamedTuple):
+    """The symbol of each code, and the code of each symbol up to the last of them; -1 for the others."""
+
+    ids: Int[Tensor, " N"]
+    codes: Int[Tensor, " V"]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Neighbours:
     """Neighbourhoods in ``codebook [N, C]``, whose code ``c`` is symbol ``offset + c`` of the stream.
 
-    Symbols outside the codebook have no neighbour but themselves. A table of neighbours is computed when
-    it is first asked for, and kept in the cache folder (``cache_folder``) under a hash of the codebook.
+    Where codes are no segment of the ids, ``symbols`` names the one of each code instead. Symbols outside
+    the codebook have no neighbour but themselves. A table of neighbours is computed when it is first
+    asked for, and kept in the cache folder (``cache_folder``) under a hash of the codebook.
 
     Raises:
-        UsageError: a codebook that is no matrix of finite numbers with two codes or more.
+        UsageError: a codebook that is no matrix of finite numbers with two codes or more; symbols that are
+            not one for each code.
 
     >>> line = Neighbours(codebook=torch.tensor([[0.0], [1.0], [3.0]]), offset=10)
     >>> line.nearest(2).codes.tolist()
@@ -50,8 +60,10 @@ class Neighbours:
 
     codebook: Tensor
     offset: int = 0
+    symbols: Sequence[int] | None = None
     _tables: dict[tuple[int, torch.device], Nearest] = field(init=False, default_factory=dict, repr=False)
     _books: dict[torch.device, Tensor] = field(init=False, default_factory=dict, repr=False)
+    _symbols: dict[torch.device, _Symbols] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         shape = tuple(self.codebook.shape)
@@ -62,6 +74,15 @@ class Neighbours:
             )
         if self.offset < 0:
             raise UsageError(f"The offset of a codebook must be >= 0: got {self.offset}.")
+        if self.symbols is not None:
+            self._check_symbols(self.symbols)
+
+    def _check_symbols(self, symbols: Sequence[int]) -> None:
+        if self.offset or len(set(symbols)) != self.size or len(symbols) != self.size or min(symbols) < 0:
+            raise UsageError(
+                f"Each code is one symbol of its own: got {len(symbols)} symbols, {len(set(symbols))} different "
+                f"ones, for {self.size} codes, and offset={self.offset}. Pass the id of each code, or an offset."
+            )
 
     @property
     def size(self) -> int:
@@ -74,10 +95,11 @@ class Neighbours:
         Raises:
             UsageError: the codebook reaches past the vocabulary.
         """
-        if self.offset + self.size > vocab_size:
+        ids = range(self.offset, self.offset + self.size) if self.symbols is None else self.symbols
+        if max(ids) >= vocab_size:
             raise UsageError(
-                f"A codebook must lie within the vocabulary: got {self.size} codes from id {self.offset} on, "
-                f"for {vocab_size} symbols. Pass the codebook of this model, and the id of its first code."
+                f"A codebook must lie within the vocabulary: got {self.size} codes from id {min(ids)} to "
+                f"{max(ids)}, for {vocab_size} symbols. Pass the codebook of this model, and its own ids."
             )
         return self
 
@@ -94,27 +116,35 @@ class Neighbours:
     def of(self, ids: Int[Tensor, " n"], k: int) -> Int[Tensor, "n k"]:
         """The k nearest symbols of each symbol, nearest first; itself in every place where it has none."""
         table = self._table(min(k, self.size - 1), ids.device)
-        inside = self._inside(ids)
-        codes = table.codes[(ids - self.offset).clamp(0, self.size - 1)].long()
-        return torch.where(inside[:, None], codes + self.offset, ids[:, None])
+        symbols, codes = self._symbols_on(ids.device).ids, self._codes(ids)
+        near = symbols[table.codes[codes.clamp(min=0)].long()]
+        return torch.where(codes[:, None] >= 0, near, ids[:, None])
 
     def squared_distances(self, ids: Int[Tensor, " n"], others: Int[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """Squared L2 distance of each symbol to some others; inf where one of them is no code."""
-        book = self._codebook_on(ids.device)
+        book, centres, around = self._codebook_on(ids.device), self._codes(ids), self._codes(others)
         found = torch.full(others.shape, torch.inf, device=ids.device)
         rows = max(_BLOCK // max(others.shape[1] * book.shape[1], 1), 1)
         for start in range(0, len(ids), rows):
             here = slice(start, start + rows)
-            centres, around = self._codes(ids[here]), self._codes(others[here])
-            found[here] = (book[around] - book[centres][:, None]).square().sum(-1)
-        found = found.masked_fill(~self._inside(others) | ~self._inside(ids)[:, None], torch.inf)
+            # The places of what is no code are overwritten below.
+            found[here] = (book[around[here]] - book[centres[here]][:, None]).square().sum(-1)
+        found = found.masked_fill((around < 0) | (centres < 0)[:, None], torch.inf)
         return found.masked_fill(others == ids[:, None], 0.0)
 
-    def _inside(self, ids: Tensor) -> Tensor:
-        return (ids >= self.offset) & (ids < self.offset + self.size)
-
     def _codes(self, ids: Tensor) -> Tensor:
-        return (ids - self.offset).clamp(0, self.size - 1)
+        """The code of each symbol; -1 where it has none."""
+        codes = self._symbols_on(ids.device).codes
+        return codes[ids.clamp(max=len(codes) - 1)]
+
+    def _symbols_on(self, device: torch.device) -> _Symbols:
+        if device not in self._symbols:
+            given = range(self.offset, self.offset + self.size) if self.symbols is None else self.symbols
+            ids = torch.tensor(list(given))
+            codes = torch.full((int(ids.max()) + 2,), -1)
+            codes[ids] = torch.arange(self.size)
+            self._symbols[device] = _Symbols(ids.to(device), codes.to(device))
+        return self._symbols[device]
 
     def _codebook_on(self, device: torch.device) -> Tensor:
         if device not in self._books:
@@ -184,6 +214,11 @@ class UsesNeighbours(Protocol):
     @property
     def neighbours(self) -> Neighbours | None:
         """What it was given."""
+        ...
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """True where it cannot do without."""
         ...
 
 

@@ -55,37 +55,37 @@ class Rejection:
         start: int,
     ) -> tuple[int | None, Tensor]:
         """The child that is accepted, if any, and the law p' that is left when none is."""
-        q = _law_of(draft, siblings, p)
+        q = law_of(draft, siblings, p)
         for order, child in enumerate(siblings):
             x = tokens[child]
             # A test of its own per sibling: the key tells them apart at one position.
             key = start * 4096 + order
             if bool(noise.accepts(p[x : x + 1], q[x : x + 1], [position], key)):
                 return child, p
-            p = _residual(p, _point(q, x) if draft.kind == "point" else q)
+            p = residual(p, point_mass(q, x) if draft.kind == "point" else q)
             if draft.kind == "without_replacement":
-                q = _without(q, x)
+                q = without(q, x)
         return None, p
 
 
-def _law_of(draft: Draft, siblings: tuple[int, ...], p: Tensor) -> Tensor:
+def law_of(draft: Draft, siblings: tuple[int, ...], p: Tensor) -> Tensor:
     if draft.q is None or not siblings:
         return torch.ones_like(p)
     return draft.q[siblings[0]].to(p)
 
 
-def _point(q: Tensor, x: int) -> Tensor:
+def point_mass(q: Tensor, x: int) -> Tensor:
     return torch.zeros_like(q).index_fill_(0, torch.tensor([x], device=q.device), 1.0)
 
 
-def _residual(p: Tensor, q: Tensor) -> Tensor:
+def residual(p: Tensor, q: Tensor) -> Tensor:
     """norm((p - q)+); p itself where rounding leaves nothing (p = q, and a test failed by a last bit)."""
     rest = (p - q).clamp_(min=0)
     total = rest.sum()
     return rest / total if float(total) > 0 else p
 
 
-def _without(q: Tensor, x: int) -> Tensor:
+def without(q: Tensor, x: int) -> Tensor:
     rest = q.clone()
     rest[x] = 0
     total = rest.sum()
