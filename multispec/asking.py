@@ -84,10 +84,14 @@ def check_words(words: Mapping[str, Any]) -> None:
 
 
 class Methods:
-    """Names and objects to drafters, verifiers and policies; ``draft`` is what "auto" drafts with."""
+    """Names and objects to drafters, verifiers and policies.
 
-    def __init__(self, draft: Any = None) -> None:
+    "auto" drafts with the model ``draft``, or without one by the method called ``alone``.
+    """
+
+    def __init__(self, draft: Any = None, alone: str = "prompt_lookup") -> None:
         self._draft = draft
+        self._alone = alone
         self._model: DraftModel | None = None
 
     def drafter(self, drafter: Any) -> Drafter | None:
@@ -101,7 +105,7 @@ class Methods:
             return None
         if drafter == "auto":
             default = self._default()
-            return PromptLookup() if default is None else default
+            return self.drafter(self._alone) if default is None else default
         if not isinstance(drafter, str):
             chosen: Drafter = _fitting("drafter", drafter, "begin")
             return chosen

@@ -30,7 +30,7 @@ class Generator:
     def __init__(self, target: Target, modality: Modality | None = None, draft: Any = None) -> None:
         self.target = target
         self.modality: Modality = IdsOnly() if modality is None else modality
-        self.methods = Methods(draft)
+        self.methods = Methods(draft, self.modality.drafter)
 
     def generate(
         self,
@@ -58,8 +58,8 @@ class Generator:
         and ``negative`` may be lists with one entry per prompt. ``guidance`` is a scale (in the model's
         convention) or a ``Guidance``; ``negative`` is the prompt of its other branch. transformers' own words
         (``assistant_model``, ``num_assistant_tokens``, ``prompt_lookup_num_tokens``, ``stop_strings`` ...)
-        are understood. ``sampling`` defaults to that of the modality, ``max_new_tokens`` to the length of the stream where that is fixed, else to
-        128. Ctrl-C returns what was generated.
+        are understood. ``sampling`` defaults to that of the modality, ``max_new_tokens`` to the length of the
+        stream where that is fixed, else to 128. Ctrl-C returns what was generated.
 
         Raises:
             UsageError: a setting that cannot be right, before anything is computed.

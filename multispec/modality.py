@@ -49,6 +49,11 @@ class Modality(Protocol):
         ...
 
     @property
+    def drafter(self) -> str:
+        """The name of what drafts where there is no draft model and nobody says otherwise."""
+        ...
+
+    @property
     def neighbours(self) -> Neighbours | None:
         """Which symbols lie near each other, for relaxed rules; None where nothing says, as for words."""
         ...
@@ -93,6 +98,11 @@ class IdsOnly:
     def sampling(self) -> Sampling:
         """The model's own law."""
         return Sampling()
+
+    @property
+    def drafter(self) -> str:
+        """What repeats itself needs no model."""
+        return "prompt_lookup"
 
     @property
     def neighbours(self) -> None:

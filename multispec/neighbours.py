@@ -78,10 +78,11 @@ class Neighbours:
             self._check_symbols(self.symbols)
 
     def _check_symbols(self, symbols: Sequence[int]) -> None:
-        if self.offset or len(set(symbols)) != self.size or len(symbols) != self.size or min(symbols) < 0:
+        count, different = len(symbols), len(set(symbols))
+        if self.offset or not count == different == self.size or min(symbols) < 0:
             raise UsageError(
-                f"Each code is one symbol of its own: got {len(symbols)} symbols, {len(set(symbols))} different "
-                f"ones, for {self.size} codes, and offset={self.offset}. Pass the id of each code, or an offset."
+                f"Each code is one symbol of its own: got {count} symbols, {different} different ones, for "
+                f"{self.size} codes, and offset={self.offset}. Pass the id of each code, or an offset."
             )
 
     @property
@@ -98,8 +99,8 @@ class Neighbours:
         ids = range(self.offset, self.offset + self.size) if self.symbols is None else self.symbols
         if max(ids) >= vocab_size:
             raise UsageError(
-                f"A codebook must lie within the vocabulary: got {self.size} codes from id {min(ids)} to "
-                f"{max(ids)}, for {vocab_size} symbols. Pass the codebook of this model, and its own ids."
+                f"A codebook must lie within the vocabulary: got {self.size} codes from id {min(ids)} on, "
+                f"for {vocab_size} symbols. Pass the codebook of this model, and the id of its first code."
             )
         return self
 

@@ -281,7 +281,7 @@ class Foreign:
         if _from_transformers(processor, _UNCOPIABLE):
             raise UnsupportedError(
                 f"{name} runs a model with a cache of its own, which cannot follow a rejected draft or a "
-                "batch of rows. Leave guidance_scale out of the generation config."
+                "batch of rows. Pass guidance=scale (and negative=...) instead: it runs as a second branch."
             )
         try:
             return copy.deepcopy(processor)

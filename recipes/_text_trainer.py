@@ -1,4 +1,4 @@
-"""Trainer of the text recipe: Muon and AdamW on a wall-clock schedule, with checkpoints."""
+"""Trainer of the recipes: Muon and AdamW on a wall-clock schedule, with checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
 
 from recipes._text_data import Windows
 
@@ -81,7 +80,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Steps along orthogonalised momentum, in the dtype of the weights.
+    """Steps along orthogonalised momentum, in the dtype of the weights; a kernel is a matrix, row by row.
 
     torch.optim.Muon iterates in bfloat16, which is far too slow on a CPU without it.
     """
@@ -100,8 +99,9 @@ class Muon:
         weight, buffer = self.weights[i], self.buffers[i]
         gradient = cast(Tensor, weight.grad)
         buffer.lerp_(gradient, 1 - self.momentum)
-        update = orthogonal(gradient.lerp(buffer, self.momentum))
-        weight.add_(update, alpha=-rate * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
+        update = orthogonal(gradient.lerp(buffer, self.momentum).flatten(1))
+        scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        weight.add_(update.view_as(weight), alpha=-rate * scale)
 
 
 def batches(
@@ -120,15 +120,15 @@ class Trainer:
     """Trains one model within a wall-clock budget and keeps checkpoints named after `path`."""
 
     def __init__(
-        self, model: LlamaForCausalLM, path: Path, schedule: Schedule, loss: Loss,
+        self, model: nn.Module, path: Path, schedule: Schedule, loss: Loss,
         pool: ThreadPoolExecutor,
     ) -> None:  # fmt: skip
         self.model, self.path, self.schedule = model, path, schedule
         self.loss, self.pool = loss, pool
-        self.device = str(model.device)
-        self.weights = list(model.parameters())
-        named = dict(model.named_parameters())
-        hidden = [n for n, weight in named.items() if weight.ndim == 2 and "embed" not in n]
+        named = {n: weight for n, weight in model.named_parameters() if weight.requires_grad}
+        self.weights = list(named.values())
+        self.device = str(self.weights[0].device)
+        hidden = [n for n, weight in named.items() if weight.ndim >= 2 and "embed" not in n]
         self.muon = Muon([named[n] for n in hidden])
         others = [weight for n, weight in named.items() if n not in hidden]
         self.adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)
@@ -214,16 +214,16 @@ class Trainer:
         state = {"adam": self.adam.state_dict(), "muon": self.muon.buffers}
         state["progress"] = asdict(self.progress)
         partial, weights = self.path.with_suffix(".partial"), self.model.state_dict()
-        weights.pop("lm_head.weight")  # tied to the embeddings
+        weights.pop("lm_head.weight", None)  # tied to the embeddings
         save_file(weights, partial)
         os.replace(partial, self.path.with_suffix(".safetensors"))
         torch.save(state, partial)
         os.replace(partial, self.path.with_suffix(".pt"))
 
 
-def load_weights(model: LlamaForCausalLM, path: Path) -> None:
-    """Load the newest checkpoint at `path` into a model with tied embeddings."""
-    weights = load_file(path.with_suffix(".safetensors"), device=str(model.device))
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the newest checkpoint at `path` into a model, whose embeddings may be tied."""
+    weights = load_file(path.with_suffix(".safetensors"), device=str(next(model.parameters()).device))
     missing = set(model.load_state_dict(weights, strict=False).missing_keys)
     if missing - {"lm_head.weight"}:
         raise ValueError(f"the checkpoint {path} lacks {sorted(missing)}")

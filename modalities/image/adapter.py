@@ -15,12 +15,13 @@ from torch import Tensor
 
 from multispec.errors import PromptError, UnsupportedError, UsageError
 from multispec.guidance import Guidance
-from multispec.modalities.image.family import Family
+from multispec.modalities.image.family import Completes, Family
 from multispec.modalities.layout import Layout
 from multispec.modality import IdsOnly, StreamDecoder
 from multispec.neighbours import Neighbours
 from multispec.row import Stop
-from multispec.stream import Allowed, Prompt
+from multispec.sampling import Sampling
+from multispec.stream import Prompt
 
 # When a stream shows a partial picture.
 PARTIAL = ("row", "step", "none")
@@ -46,8 +47,9 @@ def to_pixels(image: Image.Image) -> Float[Tensor, "3 height width"]:
 class Images:
     """Captions in, pictures out.
 
-    A prompt is a caption, or ``{"caption": ..., "size": (height, width)}`` in pixels. A picture's
-    ``info`` holds its ``caption``, its ``grid`` of codes (-1: not there yet) and its ``layout``.
+    A prompt is a caption, or ``{"caption": ..., "size": (height, width)}`` in pixels; where the family
+    completes pictures, ``{"rows": ...}`` are the upper rows of codes of one. A picture's ``info`` holds
+    its ``caption``, its ``grid`` of codes (-1: not there yet) and its ``layout``.
     Streams give a partial picture after each finished row; with ``partial="step"`` after every
     symbol, with "none" never.
 
@@ -69,28 +71,51 @@ class Images:
         """The prompt with the picture's stream, the model's own guidance, and the other branch of that.
 
         Raises:
-            PromptError: no caption, or one that the model cannot read.
+            PromptError: no caption, one that the model cannot read, or rows that are none.
             UsageError: a size that the model cannot draw.
+            UnsupportedError: rows, for a model that completes no pictures.
         """
-        caption, size = _read(prompt)
-        made = self.family.prompt(caption, size)
+        caption, made = self._made(prompt)
         guidance = made.guidance or self.family.guidance
         other = made.unconditional
         if other is None and not guidance.neutral:
             other = self.family.unconditional(made, None)
         return replace(made, guidance=guidance, unconditional=other, text=caption)
 
+    def _made(self, prompt: Any) -> tuple[str, Prompt]:
+        if not isinstance(prompt, Mapping) or set(prompt) != {"rows"}:
+            caption, size = _read(prompt)
+            return caption, self.family.prompt(caption, size)
+        if not isinstance(self.family, Completes):
+            raise UnsupportedError(
+                f"{type(self.family).__name__} draws whole pictures only: got upper rows to complete. Ask "
+                "for a picture by a caption."
+            )
+        return "", self.family.completion(prompt["rows"])
+
     @property
     def guidance(self) -> Guidance:
         """The family's own."""
         return self.family.guidance
 
+    @property
+    def sampling(self) -> Sampling:
+        """The family's own."""
+        return self.family.sampling
+
+    @property
+    def drafter(self) -> str:
+        """Codes hang on those beside them, less on those far back: a window settles in a few passes."""
+        return "jacobi"
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """Codes that look alike, by the family's codebook."""
+        return self._near
+
     @cached_property
-    def neighbours(self) -> Neighbours | None:
-        """Codes that look alike, by the family's codebook; None where codes are no segment of the ids."""
-        codebook, ids = self.family.codec.codebook, code_ids(self.family.layout())
-        segment = len(ids) == len(codebook) and ids[-1] - ids[0] + 1 == len(ids)
-        return Neighbours(codebook=codebook, offset=ids[0]) if segment else None
+    def _near(self) -> Neighbours:
+        return Neighbours(codebook=self.family.codec.codebook, symbols=self.family.symbols)
 
     def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
         """The prompt without a caption, or with a negative one.
@@ -140,8 +165,8 @@ def _read(prompt: Any) -> tuple[str, tuple[int, int] | None]:
         if isinstance(caption, str):
             return caption, None if size is None else _size(size)
     raise PromptError(
-        'A picture is asked for by a caption, or by {"caption": ..., "size": (height, width)}: '
-        f"got {prompt!r}."
+        'A picture is asked for by a caption, by {"caption": ..., "size": (height, width)}, or to be '
+        f'completed by {{"rows": ...}}: got {prompt!r}.'
     )
 
 
@@ -150,24 +175,6 @@ def _size(size: Any) -> tuple[int, int]:
     if not pair or min(size) < 1:
         raise UsageError(f"A size is (height, width) in whole pixels: got {size!r}.")
     return size[0], size[1]
-
-
-def code_ids(layout: Layout) -> Sequence[int]:
-    """The symbols that the grammar allows at the first code of a picture, in the order of the codes."""
-    spec = layout.spec
-    first = next(n for n in range(layout.length) if layout.coordinates(n) is not None)
-    left = None if spec.grammar is None else spec.grammar(range(first))
-    return left.symbols if isinstance(left, Allowed) else range(spec.vocab_size)
-
-
-def known(layout: Layout, count: int) -> Tensor:
-    """Bool ``[H, W]``: the places that the first ``count`` symbols fill."""
-    places = [place for n in range(count) if (place := layout.coordinates(n)) is not None]
-    found = torch.zeros(layout.height, layout.width, dtype=torch.bool)
-    if places:
-        rows, columns = zip(*places, strict=True)
-        found[list(rows), list(columns)] = True
-    return found
 
 
 def picture(family: Family, layout: Layout, tokens: Sequence[int], caption: str) -> Image.Image:
@@ -179,9 +186,9 @@ def picture(family: Family, layout: Layout, tokens: Sequence[int], caption: str)
         UsageError: a symbol that is no code of this model.
         UnsupportedError: the picture tokenizer has no decoder.
     """
-    tokens = tokens[: layout.length]
-    there = known(layout, len(tokens))
     codes = layout.grid(tokens)
+    # What is not there yet is what one asks for.
+    there = codes == layout.grid(tokens, 1)
     image = to_image(_drawn(family, codes, there))
     grid = torch.where(there, codes, -1)
     image.info |= {"caption": caption, "grid": tuple(map(tuple, grid.tolist())), "layout": layout}

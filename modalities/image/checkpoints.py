@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoProcessor, AutoTokenizer
 
 from multispec.errors import ModelLoadError
 from multispec.targets.loading import Device, default_device
@@ -39,20 +40,56 @@ def load_pretrained(
     """
     place = torch.device(device) if device is not None else default_device()
     wanted = dtype if dtype is not None else (torch.float32 if place.type == "cpu" else "auto")
-    try:
-        model, info = kind.from_pretrained(
-            name_or_path, dtype=wanted, output_loading_info=True, trust_remote_code=trust_remote_code
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # safetensors and transformers raise many kinds for broken files
-        raise ModelLoadError(
-            f"{kind.__name__} cannot be read from {str(name_or_path)!r}: {first_line(error)} Expected a "
-            "folder with config.json and model.safetensors, or a hub id that is reachable."
-        ) from error
-    missing = tuple(sorted(info.get("missing_keys", ())))
+    model, info = read_part(
+        kind,
+        name_or_path,
+        "weights of the picture model",
+        "config.json and model.safetensors",
+        dtype=wanted,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
+    missing = tuple(sorted(info["missing_keys"]))
     refuse_missing([name for name in missing if not name.startswith(tuple(optional))], name_or_path)
     return model.to(place).eval(), missing
+
+
+def load_processor(name_or_path: str | Path, trust_remote_code: bool = False) -> Any:
+    """The processor of a checkpoint.
+
+    Raises:
+        ModelLoadError: it is missing or cannot be read.
+    """
+    files = "processor_config.json and tokenizer.json"
+    what = "processor of the picture model"
+    return read_part(AutoProcessor, name_or_path, what, files, trust_remote_code=trust_remote_code)
+
+
+def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelLoadError: it is missing or cannot be read.
+    """
+    what = "tokenizer of the picture model"
+    return read_part(AutoTokenizer, name_or_path, what, "tokenizer.json", trust_remote_code=trust_remote_code)
+
+
+def read_part(reader: Any, name_or_path: str | Path, what: str, files: str, **options: Any) -> Any:
+    """What ``reader.from_pretrained`` makes of a folder with ``files``, or of a hub id.
+
+    Raises:
+        ModelLoadError: files are missing or cut short; names ``what`` cannot be read.
+    """
+    try:
+        return reader.from_pretrained(name_or_path, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # safetensors, tokenizers and transformers raise many kinds for broken files
+        raise ModelLoadError(
+            f"The {what} cannot be read from {str(name_or_path)!r}: {first_line(error)} Expected a folder "
+            f"with {files}, or a hub id that is reachable. A file may be missing or cut short: copy it again."
+        ) from error
 
 
 def refuse_missing(names: Sequence[str], source: object) -> None:
@@ -63,8 +100,8 @@ def refuse_missing(names: Sequence[str], source: object) -> None:
     """
     if names:
         raise ModelLoadError(
-            f"{len(names)} weights of {str(source)!r} are missing, the first is {names[0]!r}. "
-            "Copy the complete checkpoint."
+            f"{len(names)} weights of {str(source)!r} are missing, the first is {names[0]!r}: they would be "
+            "random numbers. Copy the complete checkpoint."
         )
 
 

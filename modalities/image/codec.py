@@ -11,7 +11,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from multispec.errors import ModelLoadError, UnsupportedError, UsageError
+from multispec.errors import UnsupportedError, UsageError
+from multispec.modalities.image.checkpoints import read_part, refuse_missing
 
 # What a checkpoint without a way back to pixels lacks.
 _DECODER = ("decoder.", "post_quant_conv.")
@@ -40,23 +41,17 @@ class VQCodec:
             UnsupportedError: diffusers is not installed.
             ModelLoadError: the folder cannot be read, or lacks weights of the encoder or the codebook.
         """
-        try:
-            model, info = _vq_model().from_pretrained(
-                folder, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelLoadError(
-                f"The picture tokenizer in {str(folder)!r} cannot be read: {reason} Expected a folder of "
-                "diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors."
-            ) from error
+        model, info = read_part(
+            _vq_model(),
+            folder,
+            "picture tokenizer",
+            "diffusers' config.json and diffusion_pytorch_model.safetensors",
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
+        )
         missing = sorted(info["missing_keys"])
-        lost = [name for name in missing if not name.startswith(_DECODER)]
-        if lost:
-            raise ModelLoadError(
-                f"{len(lost)} weights of the picture tokenizer in {str(folder)!r} are missing, the first is "
-                f"{lost[0]!r}. Copy the complete checkpoint."
-            )
+        refuse_missing([name for name in missing if not name.startswith(_DECODER)], folder)
         return VQCodec(model.to(device), decodes=not missing)
 
     @property
@@ -81,16 +76,11 @@ class VQCodec:
         Raises:
             UsageError: a picture whose sides are no multiples of the stride.
         """
-        height, width = pixels.shape[1:]
-        if height % self.stride or width % self.stride:
-            raise UsageError(
-                f"A picture's sides must be multiples of {self.stride} pixels: got {height} x {width}. "
-                "Resize or crop it first."
-            )
+        height, _ = check_sides(pixels, self.stride)
         with torch.inference_mode():
             inside = pixels[None].to(self.codebook) * 2 - 1
             _, _, (_, _, codes) = self.model.quantize(self.model.encode(inside).latents)
-        grid: Tensor = rearrange(codes.cpu(), "(h w) -> h w", h=height // self.stride)
+        grid: Tensor = rearrange(codes.cpu(), "(h w) -> h w", h=height)
         return grid
 
     def decode(self, codes: Int[Tensor, "H W"], /) -> Float[Tensor, "3 height width"]:
@@ -111,6 +101,21 @@ class VQCodec:
             latents = rearrange(vectors, "h w c -> 1 c h w")
             pixels: Tensor = self.model.decode(latents, force_not_quantize=True).sample
         return ((pixels[0].float() + 1) / 2).clamp(0, 1).cpu()
+
+
+def check_sides(pixels: Tensor, stride: int) -> tuple[int, int]:
+    """The grid of codes of a picture.
+
+    Raises:
+        UsageError: a side that is no multiple of ``stride``.
+    """
+    height, width = pixels.shape[-2:]
+    if height % stride or width % stride:
+        raise UsageError(
+            f"A picture's sides must be multiples of {stride} pixels: got {height} x {width}. "
+            "Resize or crop it first."
+        )
+    return height // stride, width // stride
 
 
 def check_codes(codes: Tensor, cardinality: int) -> None:

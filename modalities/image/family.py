@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from multispec.guidance import Guidance
 from multispec.modalities.layout import Layout
 from multispec.protocols import Target
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
 
 
@@ -27,8 +29,18 @@ class PictureCodec(Protocol):
         """What each code stands for: distances in it are what the relaxed rules go by."""
         ...
 
+    @property
+    def stride(self) -> int:
+        """Pixels in one direction per code."""
+        ...
+
     def encode(self, pixels: Float[Tensor, "3 height width"], /) -> Int[Tensor, "H W"]:
-        """Codes of a picture with values in [0, 1]."""
+        """Codes of a picture with values in [0, 1].
+
+        Raises:
+            UsageError: a picture whose sides are no multiples of the stride.
+            UnsupportedError: the checkpoint has no encoder.
+        """
         ...
 
     def decode(self, codes: Int[Tensor, "H W"], /) -> Float[Tensor, "3 height width"]:
@@ -60,6 +72,16 @@ class Family(Protocol):
         """Its guidance when nobody says otherwise; its convention when somebody gives a scale."""
         ...
 
+    @property
+    def sampling(self) -> Sampling:
+        """What its authors draw with: used when nobody says otherwise."""
+        ...
+
+    @property
+    def symbols(self) -> Sequence[int]:
+        """The symbol of each code of the codebook, in the order of the codes."""
+        ...
+
     def layout(self, size: tuple[int, int] | None = None, /) -> Layout:
         """The stream of a picture of (height, width) pixels; its own size without.
 
@@ -82,4 +104,19 @@ class Family(Protocol):
 
     def layout_of(self, prompt: Prompt, /) -> Layout:
         """The layout that a prompt was made for."""
+        ...
+
+
+@runtime_checkable
+class Completes(Protocol):
+    """A family that can also go on from the upper rows of a picture."""
+
+    def completion(self, rows: Any, /) -> Prompt:
+        """The prompt of a picture whose upper rows of codes are given, as lists or as a tensor ``[H, W]``.
+
+        Its layout shows the whole picture.
+
+        Raises:
+            PromptError: rows that are no upper part of a picture.
+        """
         ...

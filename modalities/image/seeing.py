@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -105,14 +105,17 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for place, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
         left, top = _MARGIN + place % across * wide, _MARGIN + place // across * high
-        shown = _fitted(picture.convert("RGB"), side)
-        corner = left + (side - shown.width) // 2, top + (side - shown.height) // 2
-        sheet.paste(shown, corner)
-        edge = (corner[0] - 1, corner[1] - 1, corner[0] + shown.width, corner[1] + shown.height)
-        draw.rectangle(edge, outline=BAR)
+        _paste(sheet, _fitted(picture.convert("RGB"), side), left, top, side)
         for number, line in enumerate(lines):
             draw.text((left + side / 2, top + side + 6 + 17 * number), line, INK, font, anchor="ma")
     return sheet
+
+
+def _paste(sheet: Image.Image, shown: Image.Image, left: int, top: int, side: int) -> None:
+    """Put a picture into the middle of a square, with a line around it."""
+    x, y = left + (side - shown.width) // 2, top + (side - shown.height) // 2
+    sheet.paste(shown, (x, y))
+    ImageDraw.Draw(sheet).rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=BAR)
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,22 @@ def _drawn_by(result: Generation) -> tuple[Image.Image, Layout, dict[tuple[int, 
 
 
 def acceptance_by_row(result: Generation) -> list[float]:
-    """Of each finished or begun row of codes, the share that was drafted and accepted.
+    """Of each row of codes that was finished or begun, the share that was drafted and accepted.
+
+    Rows that the prompt gave are left out.
 
     Raises:
         UsageError: a result without a picture.
     """
-    _, layout, cells = _drawn_by(result)
-    rows = [[cell.drafted for at, cell in cells.items() if at[0] == row] for row in range(layout.height)]
-    return [sum(row) / len(row) for row in rows if row]
+    _, _, cells = _drawn_by(result)
+    return list(_shares(cells).values())
+
+
+def _shares(cells: Mapping[tuple[int, int], Cell]) -> dict[int, float]:
+    rows: dict[int, list[bool]] = {}
+    for (row, _), cell in cells.items():
+        rows.setdefault(row, []).append(cell.drafted)
+    return {row: sum(drafted) / len(drafted) for row, drafted in rows.items()}
 
 
 def colour_at(share: float) -> Colour:
@@ -188,8 +199,7 @@ def heat_map(result: Generation) -> Image.Image:
         UsageError: a result without a picture.
     """
     picture, layout, cells = _drawn_by(result)
-    drawing = _HeatMap(layout, cells)
-    return drawing.draw(picture, _title(result), acceptance_by_row(result))
+    return _HeatMap(layout, cells).draw(picture, _title(result))
 
 
 def _title(result: Generation) -> tuple[str, str]:
@@ -209,7 +219,7 @@ class _HeatMap:
         self._longest = max((cell.together for cell in cells.values()), default=1)
         self._ring = min(max(self._cell // 7, 1), 4)
 
-    def draw(self, picture: Image.Image, title: tuple[str, str], shares: Sequence[float]) -> Image.Image:
+    def draw(self, picture: Image.Image, title: tuple[str, str]) -> Image.Image:
         """The whole sheet."""
         wide, high = max(self._size[0], _BODY - 60), self._size[1]
         size = (_MARGIN * 3 + wide + self._CHART, self._TOP + high + self._LEGEND + _MARGIN)
@@ -219,7 +229,7 @@ class _HeatMap:
         for line in _lines(title[0], wide, _font(14), 1):
             draw.text((_MARGIN, 10), line, INK, _font(14))
         draw.text((_MARGIN, 30), title[1], FAINT, _font(13))
-        self._bars(draw, shares, _MARGIN * 2 + wide)
+        self._bars(draw, _MARGIN * 2 + wide)
         self._legend(draw, self._TOP + high + 12)
         return sheet
 
@@ -252,11 +262,11 @@ class _HeatMap:
         for radius, colour in ((self._ring, PAPER), (self._ring - 1, INK)):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour)
 
-    def _bars(self, draw: ImageDraw.ImageDraw, shares: Sequence[float], left: int) -> None:
+    def _bars(self, draw: ImageDraw.ImageDraw, left: int) -> None:
         room, gap = self._CHART - 44, max(self._cell // 6, 1)
         draw.text((left, 30), "accepted, by row", FAINT, _font(13))
         every = math.ceil(15 / self._cell)  # numbers that do not touch each other
-        for row, share in enumerate(shares):
+        for row, share in _shares(self._cells).items():
             top = self._TOP + row * self._cell
             low, high = top + gap, max(top + self._cell - 1 - gap, top + gap)
             draw.rectangle((left, low, left + room, high), fill=BAR)

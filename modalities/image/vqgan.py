@@ -13,9 +13,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from multispec.errors import ModelLoadError, UnsupportedError, UsageError
+from multispec.errors import ModelLoadError, UnsupportedError
 from multispec.modalities.image.checkpoints import State, file_of, first_line, read_state
-from multispec.modalities.image.codec import check_codes
+from multispec.modalities.image.codec import check_codes, check_sides
 from multispec.targets.loading import Device, default_device
 
 # Weights that belong to training: discriminators, perceptual losses, usage counts.
@@ -149,7 +149,7 @@ class _Half(nn.Module):
 class _Quantize(nn.Module):
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(*shape)
+        self.embedding = nn.Embedding(shape[0], shape[1])
 
 
 class _Network(nn.Module):
@@ -243,8 +243,7 @@ class VQGAN:
         return int(2 ** len(resampled))
 
     def _half(self, name: str) -> nn.Module | None:
-        found = dict(self.network.named_children()).get(name)
-        return found
+        return dict(self.network.named_children()).get(name)
 
     @property
     def decodes(self) -> bool:
@@ -264,12 +263,7 @@ class VQGAN:
                 "This picture tokenizer has no encoder weights, so pixels cannot become codes. Take a "
                 "checkpoint with 'encoder.*' and 'quant_conv.*'."
             )
-        height, width = pixels.shape[1:]
-        if height % self.stride or width % self.stride:
-            raise UsageError(
-                f"A picture's sides must be multiples of {self.stride} pixels: got {height} x {width}. "
-                "Resize or crop it first."
-            )
+        check_sides(pixels, self.stride)
         with torch.inference_mode():
             codebook = self.codebook
             vectors = rearrange(quant(encoder(pixels[None].to(codebook) * 2 - 1)), "1 c h w -> h w c")

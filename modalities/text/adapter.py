@@ -15,6 +15,7 @@ from multispec.errors import ModelLoadError, PromptError
 from multispec.guidance import Guidance
 from multispec.modalities.text.detokenize import Detokenizer, StopStrings, TextStream, first_stop
 from multispec.row import Stop
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
 
 # Enough ids of the prompt for a decoder to know whether a space comes before the first new word.
@@ -101,6 +102,16 @@ class Text:
     def guidance(self) -> Guidance:
         """transformers' convention for text."""
         return Guidance(convention="log_softmax")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's own law."""
+        return Sampling()
+
+    @property
+    def drafter(self) -> str:
+        """Texts quote themselves."""
+        return "prompt_lookup"
 
     @property
     def neighbours(self) -> None:

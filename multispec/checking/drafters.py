@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from multispec.branches import begin
 from multispec.checking.prompts import encodes, model_of
-from multispec.drafters import DraftModel, EachRow
-from multispec.errors import UsageError
+from multispec.drafters import DraftModel, EachRow, SjdPac, ZipAR
+from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import Generator
 from multispec.methods import catalog
 from multispec.protocols import (
@@ -29,19 +30,21 @@ from multispec.stream import Draft, Observation, Prompt
 from multispec.testing import FakeModel, TreeDrafter
 
 
-def default_drafters(generator: Generator) -> dict[str, Drafter]:
+def default_drafters(generator: Generator, prompts: Sequence[Prompt] = ()) -> dict[str, Drafter]:
     """A good, a worse and a hopeless drafter, beside those of the catalog that need no training.
 
-    Without a draft model the model drafts for itself, which has every draft accepted.
+    Without a draft model the model drafts for itself, which has every draft accepted. Drafters that refuse
+    the streams of ``prompts`` are left out.
     """
     target = generator.target
     found = _own_draft(generator)
     found["draft_model (made worse)"] = DraftModel(Tilted(target))
     untrained = (entry for entry in catalog() if entry.kind == "drafter" and not entry.trained)
-    found |= {entry.name: _made(entry.method) for entry in untrained}
+    made = {entry.name: _made(entry.method, target) for entry in untrained}
+    found |= {name: drafter for name, drafter in made.items() if _fits(drafter, target, prompts)}
     found["random ids"] = RandomIds()
     if target.capabilities.supports_tree and not encodes(model_of(target)):
-        found["trees"] = _trees(target)
+        found["trees"] = _trees(target, prompts)
     return found
 
 
@@ -55,23 +58,62 @@ def _own_draft(generator: Generator) -> dict[str, Drafter]:
     return {"draft_model": own}
 
 
-def _made(method: Any) -> Any:
-    return method()
+def _made(method: Any, target: Target) -> Any:
+    if method is SjdPac and not target.capabilities.supports_tree:
+        return SjdPac(width=1)
+    # Rows of small pictures are shorter than the usual window, and would be drawn one after the other.
+    return ZipAR(window=2) if method is ZipAR else method()
 
 
-def _trees(target: Target) -> TreeDrafter:
+def _fits(drafter: Drafter, target: Target, prompts: Sequence[Prompt]) -> bool:
+    """False where the drafter refuses these streams; without prompts, the stream of the model."""
+    specs = {row: prompt.spec or target.spec for row, prompt in enumerate(prompts)} or {0: target.spec}
+    rows = dict(enumerate(prompts)) or {0: Prompt(ids=torch.tensor([0]))}
+    context = Context(
+        prompts=rows,
+        capacity={row: len(prompt.ids) + 1 for row, prompt in rows.items()},
+        vocab_size=target.spec.vocab_size,
+        device=target.device,
+        specs=specs,
+    )
+    try:
+        drafter.begin(context)
+    except UnsupportedError:
+        return False
+    return True
+
+
+def _trees(target: Target, prompts: Sequence[Prompt]) -> TreeDrafter:
+    known = {tuple(prompt.ids.tolist()): prompt for prompt in prompts}
+
+    @torch.inference_mode()
     def after(prefix: Sequence[int], prompt_length: int) -> Tensor:
-        return fresh_logits(target, prefix, Prompt(ids=torch.tensor(prefix))).cpu()
+        start, generated = tuple(prefix[:prompt_length]), list(prefix[prompt_length:])
+        like = known.get(start) or Prompt(ids=torch.tensor(start))
+        session = begin(target, [like], [len(prefix) + 1], max(len(generated), 1))
+        logits = session.prefill().logits[0]
+        if generated:
+            logits = session.score([0], generated[:1], [Draft.chain(generated[1:])]).logits[0]
+        return logits[-1].clone().cpu()
 
     return TreeDrafter(worse(FakeModel(after, target.spec)))
 
 
 @torch.inference_mode()
-def fresh_logits(target: Target, prefix: Sequence[int], like: Prompt) -> Tensor:
-    """The logits ``[V]`` after a prefix, run from its beginning; ``like`` holds the conditioning."""
-    row = Prompt(ids=torch.tensor(list(prefix)), conditioning=like.conditioning)
-    session = target.begin([row], [len(prefix) + 1], 1)
-    return session.prefill().logits[0][-1].clone()
+def fresh_logits(target: Target, generated: Sequence[int], like: Prompt) -> Tensor:
+    """The logits ``[V]`` after a prompt and what was generated behind it, run from the beginning.
+
+    In one pass where both are of one kind, as in texts, else symbol by symbol; guided where ``like`` is.
+    """
+    following = list(generated)
+    if not like.guided and like.spec is None and target.spec.prompt_size is None:
+        ids = torch.cat([like.ids, torch.tensor(following, dtype=like.ids.dtype)])
+        like, following = replace(like, ids=ids), []
+    session = begin(target, [like], [len(like.ids) + len(following) + 1], 1)
+    logits = session.prefill().logits[0]
+    for token in following:
+        logits = session.extend([0], [token])[0]
+    return logits[-1].clone()
 
 
 def tilt(logits: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from multispec.checking.prompts import encodes, model_of
+from multispec.checking.prompts import draws, encodes, family_of, model_of
 from multispec.checking.results import Finding
 from multispec.errors import UnsupportedError
 from multispec.generator import Generator
@@ -29,6 +29,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "min_p 0.1": {"min_p": 0.1},
     "repetition_penalty 1.3": {"temperature": 0.8, "repetition_penalty": 1.3},
 }
+# What short checks of pictures try: without and with noise, and a rule that looks back.
+_QUICK_PICTURES = ("greedy", "temperature 0.8", "repetition_penalty 1.3")
+# Rows of a batch of pictures, each of which may have two branches.
+_PICTURES = 4
+# Longer rows of codes are not finished in a check, in a short one nor longer pictures.
+_LONGEST_ROW = 64
+_SHORT = 16
+# Models whose own generate draws, without captions, guidance or a grammar.
+_OWN_PICTURES = ("imagegpt",)
 # A margin costs a run of its own; a model that fails so often needs no more of them.
 _EXPLAINED = 3
 
@@ -43,11 +52,28 @@ class Case:
     plain: tuple[int, ...]
 
 
-def noise_of(target: Target) -> float:
-    """How far two computations of the same logits may differ, in standard deviations of them."""
+def noise_of(target: Target, prompt: Prompt) -> float:
+    """How far two computations of the same logits may differ, in standard deviations of them.
+
+    Guidance adds up the noise of both branches.
+    """
+    guidance = prompt.guidance
+    if not prompt.guided or guidance is None:
+        return tolerance(_dtype(target, prompt))
+    weight = guidance.scale + (guidance.convention not in ("linear", "log_softmax"))
+    return tolerance(_dtype(target, prompt)) * (weight + abs(weight - 1))
+
+
+@torch.inference_mode()
+def _dtype(target: Target, prompt: Prompt) -> torch.dtype:
+    """That of the parameters, or of the logits where the model is not to be seen."""
     parameters = getattr(model_of(target), "parameters", None)
     first = next(iter(parameters()), None) if parameters is not None else None
-    return tolerance(torch.float32 if first is None else first.dtype)
+    if first is not None:
+        dtype: torch.dtype = first.dtype
+        return dtype
+    plain = replace(prompt, guidance=None, unconditional=None)
+    return target.begin([plain], [len(plain.ids) + 1], 1).prefill().logits[0].dtype
 
 
 class Equality:
@@ -58,14 +84,18 @@ class Equality:
         self.target = generator.target
         self.prompts = prompts
         self.quick = quick
-        self.new_tokens = 10 if quick else 32
+        self.draws = draws(prompts)
+        # Pictures are compared by their symbols: nobody looks at the pixels.
+        self._making = Generator(generator.target) if self.draws else generator
+        self.new_tokens = _length(generator.target, prompts, quick) if self.draws else 10 if quick else 32
         self._cases: list[Case] = []
 
     @property
     def cases(self) -> list[Case]:
         """One per prompt and setting, each with a seed of its own."""
         if not self._cases:
-            pairs = [(name, place) for name in SETTINGS for place in range(len(self.prompts))]
+            names = _QUICK_PICTURES if self.quick and self.draws else tuple(SETTINGS)
+            pairs = [(name, place) for name in names for place in range(len(self.prompts))]
             self._cases = [self._case(*pair, seed) for seed, pair in enumerate(pairs)]
         return self._cases
 
@@ -77,7 +107,7 @@ class Equality:
 
     def _generate(self, prompt: Prompt, sampling: Sampling, **settings: Any) -> Generation:
         asked: dict[str, Any] = {"drafter": None, "max_new_tokens": self.new_tokens} | settings
-        made: Generation = self.generator.generate(prompt, sampling=sampling, **asked)
+        made: Generation = self._making.generate(prompt, sampling=sampling, **asked)
         return made
 
     def of_batches(self) -> Finding:
@@ -95,7 +125,8 @@ class Equality:
         found, runs = Finding(), _Runs()
         everything = verifier.exactness == "seed"
         cases = [case for case in self.cases if everything or case.sampling.greedy]
-        for case in cases[:: 4 if self.quick else 1]:
+        # With a step that is no multiple of four, every prompt has its turn.
+        for case in cases[:: (5 if self.draws else 4) if self.quick else 1]:
             made = self._generate(case.prompt, case.sampling, drafter=drafter, verifier=verifier)
             self._compare(case, made, "alone", found)
             runs.add(made)
@@ -106,26 +137,36 @@ class Equality:
         return found
 
     def _mixed(self, cases: Sequence[Case], rule: Any, drafter: Drafter | None) -> list[Generation]:
-        """All cases in one batch with different policies and lengths; every fifth does not draft."""
+        """Cases in batches with different policies and lengths; every fifth does not draft."""
+        size = _PICTURES if self.draws else len(cases)
         count = range(len(cases))
+        batches = [count[first : first + size] for first in range(0, len(cases), max(size, 1))]
+        return [made for batch in batches for made in self._batch(cases, batch, rule, drafter)]
+
+    def _batch(
+        self, cases: Sequence[Case], batch: Sequence[int], rule: Any, drafter: Drafter | None
+    ) -> list[Generation]:
         policies = [entry.name for entry in catalog() if entry.kind == "policy"]
-        made: list[Generation] = self.generator.generate(
-            [case.prompt for case in cases],
+        made: list[Generation] = self._making.generate(
+            [cases[n].prompt for n in batch],
             verifier=rule,
-            drafter=[None if n % 5 == 4 else drafter for n in count],
-            policy=[policies[n % len(policies)] for n in count],
-            sampling=[case.sampling for case in cases],
-            max_new_tokens=[self.new_tokens - n % 3 for n in count],
+            drafter=[None if n % 5 == 4 else drafter for n in batch],
+            policy=[policies[n % len(policies)] for n in batch],
+            sampling=[cases[n].sampling for n in batch],
+            max_new_tokens=[self.new_tokens - n % 3 for n in batch],
         )
         return made
 
     def of_generate(self) -> Finding:
         """The model's own greedy generate against plain greedy rows."""
         model, found = model_of(self.target), Finding()
+        if self.draws:
+            model = _own_pictures(self.generator)
         if not isinstance(model, GenerationMixin):
             raise UnsupportedError(f"{type(model).__name__} has no generate of its own.")
         for case in [case for case in self.cases if case.sampling.greedy]:
-            with _neutral(model, self.target.spec.end_ids, self.new_tokens):
+            length = len(case.plain) if self.draws else self.new_tokens
+            with _neutral(model, self.target.spec.end_ids, length):
                 tokens = _generated(model, case.prompt)
             self._compare_tokens(case, tokens, case.plain, "its own generate", found)
         return found
@@ -170,7 +211,7 @@ class Equality:
             noisy = self._perturbed(scores, case.sampling, at)
             scale = case.sampling.temperature or 1.0
             gap = min(gap, float((noisy.max() - noisy[other]) * scale))
-        return gap, noise_of(self.target) * float(raw.std())
+        return gap, noise_of(self.target, case.prompt) * float(raw[raw.isfinite()].std())
 
     def _perturbed(self, scores: Tensor, sampling: Sampling, at: int) -> Tensor:
         if sampling.greedy:
@@ -185,11 +226,13 @@ class _Runs:
 
     drafted: int = 0
     accepted: int = 0
+    forced: int = 0
     failures: list[str] = field(default_factory=list)
 
     def add(self, made: Generation) -> None:
         self.drafted += made.report.drafted
         self.accepted += made.report.accepted
+        self.forced += made.report.forced
         if made.report.drafter_failures:
             self.failures.extend(made.report.notes[-1:])
 
@@ -199,7 +242,8 @@ class _Runs:
         if self.failures and chains_only and "chains only" in self.failures[0]:
             raise UnsupportedError(self.failures[0])
         found.wrong.extend(self.failures)
-        found.notes.append(f"{self.accepted} of {self.drafted} drafted tokens accepted")
+        forced = f", {self.forced} forced" if self.forced else ""
+        found.notes.append(f"{self.accepted} of {self.drafted} drafted tokens accepted{forced}")
 
 
 def first_difference(first: Sequence[int], second: Sequence[int]) -> int | None:
@@ -227,6 +271,31 @@ def cut_gap(raw: Tensor, scores: Tensor, kept: int, other: int) -> float:
     if not bool(left[other]):
         gaps.append(float(raw[~left].max() - raw[other]))
     return min(gaps)
+
+
+def _length(target: Target, prompts: Sequence[Prompt], quick: bool) -> int:
+    """New symbols: short, but past the end of a row of codes where that is near."""
+    specs = [prompt.spec or target.spec for prompt in prompts]
+    row = max(spec.row_length or 0 for spec in specs) + 2
+    whole = max(spec.fixed_length or row for spec in specs)
+    usual, longest = (10, _SHORT) if quick else (32, _LONGEST_ROW)
+    return max([usual, *(length for length in (row, whole) if length <= longest)])
+
+
+def _own_pictures(generator: Generator) -> Any:
+    """The model, where its own generate draws as we do.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    model = getattr(family_of(generator), "model", None)
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind in _OWN_PICTURES:
+        return model
+    raise UnsupportedError(
+        f"generate of this model draws by words, a grammar or guidance of its own: compared for "
+        f"{', '.join(_OWN_PICTURES)} only."
+    )
 
 
 @contextmanager

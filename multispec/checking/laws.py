@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from multispec.checking.drafters import fresh_logits, worse
 from multispec.checking.results import Finding
-from multispec.drafters import DraftModel
+from multispec.drafters import SJD, DraftModel, Jacobi, RowCopy, ScdMaximal, SjdPac
 from multispec.generator import Generator
 from multispec.history import History
 from multispec.processing import Pipeline, Places
@@ -26,6 +27,9 @@ MakeDrafter = Callable[[FakeModel], Any]
 ERROR_RATE = 1e-4
 # The first token is never drafted; then come two drafted ones and what follows them.
 NEW_TOKENS = 4
+# What drafts from its own last pass: one round more, and few symbols, so that copies are kept at times.
+WINDOWS = ("jacobi", "scd_mc", "sjd_pac", "sjd", "row_copy")
+WINDOW_TOKENS = 5
 CHOICES = 3
 QUICK_SAMPLES = 300
 SAMPLES = 2000
@@ -36,13 +40,21 @@ _BATCH = 250
 
 
 def law_drafters(target: Target, quick: bool) -> dict[str, MakeDrafter]:
-    """Drafts of every kind, from a law that is not the target's."""
+    """Drafts of every kind, from a law that is not the target's, and windows with laws of their own."""
+    trees = target.capabilities.supports_tree
     found: dict[str, MakeDrafter] = {
         "draft_model (made worse)": lambda model: DraftModel(worse(model)),
         "best guess": lambda model: TreeDrafter(worse(model), branching=(1, 1)),
+        "jacobi": lambda _: Jacobi(),
+        "scd_mc": lambda _: ScdMaximal(),
     }
+    if trees or not quick:
+        # A tree that fits in front of so few symbols.
+        found["sjd_pac"] = lambda _: SjdPac(width=2 if trees else 1, depth=1)
+    if not quick:
+        found |= {"sjd": lambda _: SJD(), "row_copy": lambda _: RowCopy()}
     kinds: tuple[DraftKind, ...] = ("without_replacement", "sampled", "point")
-    for kind in kinds[: 1 if quick else 3] if target.capabilities.supports_tree else ():
+    for kind in kinds[: 1 if quick else 3] if trees else ():
         found[f"siblings, {kind}"] = _siblings(kind)
     return found
 
@@ -51,10 +63,41 @@ def _siblings(kind: DraftKind) -> MakeDrafter:
     return lambda model: TreeDrafter(worse(model), branching=(2,), kind=kind)
 
 
+@dataclass(frozen=True)
+class Few:
+    """Few symbols, so that every outcome is counted often: the best of each law, or ``only`` these.
+
+    Guided laws are sharp: at this ``temperature`` the best ones do not have it all.
+    """
+
+    new_tokens: int = NEW_TOKENS
+    only: Tokens | None = None
+    temperature: float = 1.0
+
+    def sampling(self, seed: int = 0) -> Sampling:
+        """The settings of one row."""
+        count = 0 if self.only else CHOICES
+        return Sampling(temperature=self.temperature, top_k=count, allowed_ids=self.only, seed=seed)
+
+
+def few_for(label: str, model: FakeModel, prompt: Prompt) -> Few:
+    """What drafts of this kind are tried with behind this prompt."""
+    law = law_after(model, prompt, (), Sampling())
+    law[list(model.spec.end_ids)] = 0
+    best = law.topk(min(CHOICES, len(law)))
+    logs = best.values.log()[best.values > 0]
+    # The third best is at least about a tenth as probable as the best.
+    temperature = max(1.0, float(logs[0] - logs[-1]) / 2.3)
+    if label not in WINDOWS:
+        return Few(temperature=temperature)
+    return Few(WINDOW_TOKENS, tuple(best.indices.tolist()), temperature)
+
+
 def joint_law_holds(
-    target: Target,
+    replays: Replays,
     prompts: Sequence[Prompt],
     verifier: Verifier,
+    label: str,
     make: MakeDrafter,
     limit: float,
     quick: bool,
@@ -64,18 +107,35 @@ def joint_law_holds(
     A rule sees nothing but logits, so the model runs once per prefix and a table answers after that.
     """
     found = Finding()
-    large = target.spec.vocab_size >= LARGE_VOCABULARY
+    large = replays.target.spec.vocab_size >= LARGE_VOCABULARY
     samples = QUICK_SAMPLES if quick else LARGE_SAMPLES if large else SAMPLES
     for place, prompt in enumerate(prompts[: 1 if quick else 2]):
-        replay = FakeModel(_Memory(target, prompt).after, target.spec)
-        expected = joint_law(replay, prompt)
-        counts, failure = _sampled(replay, prompt, verifier, make(replay), samples)
+        replay = replays.of(prompt)
+        few = few_for(label, replay, prompt)
+        expected = joint_law(replay, prompt, few)
+        counts, failure = _sampled(replay, prompt, verifier, make(replay), samples, few)
         p_value = g_test(counts, expected, samples)
         found.cases += samples
         said = f"prompt {place}: p = {p_value:.2g} over {len(expected)} outcomes"
         (found.notes if p_value >= limit else found.wrong).append(said)
         found.wrong.extend(failure)
     return found
+
+
+@dataclass(frozen=True)
+class Replays:
+    """The model as a table of its logits behind each prompt, guided where the prompt is; one per prompt."""
+
+    target: Target
+    _made: dict[int, FakeModel] = field(default_factory=dict)
+
+    def of(self, prompt: Prompt) -> FakeModel:
+        """The table behind this prompt."""
+        if id(prompt) not in self._made:
+            # The memory keeps the prompt, so that no other one gets its id.
+            memory = _Memory(self.target, prompt)
+            self._made[id(prompt)] = FakeModel(memory.after, prompt.spec or self.target.spec)
+        return self._made[id(prompt)]
 
 
 class _Memory:
@@ -87,36 +147,39 @@ class _Memory:
 
     def after(self, prefix: Sequence[int], prompt_length: int) -> Tensor:
         """The logits ``[V]`` after a prefix."""
-        key = tuple(prefix)
+        key = tuple(prefix[len(self._prompt.ids) :])
         if key not in self._known:
             fresh = fresh_logits(self._target, key, self._prompt)
             self._known[key] = fresh.to("cpu", torch.float64)
         return self._known[key]
 
 
-def _sampling(seed: int = 0) -> Sampling:
-    return Sampling(top_k=CHOICES, seed=seed)
+def law_after(model: FakeModel, prompt: Prompt, generated: Tokens, sampling: Sampling) -> Tensor:
+    """p ``[V]`` behind the prompt and these symbols, all rules applied."""
+    start, spec = prompt.ids.tolist(), model.spec
+    pipeline = Pipeline(sampling, spec.vocab_size, grammar=spec.grammar)
+    history = History(start, foreign_prompt=spec.prompt_size is not None)
+    logits = model.after([*start, *generated], len(start))[None]
+    return pipeline.law(logits, Places(history, (generated,))).probs[0]
 
 
-def joint_law(model: FakeModel, prompt: Prompt) -> dict[Tokens, float]:
+def joint_law(model: FakeModel, prompt: Prompt, few: Few = Few()) -> dict[Tokens, float]:
     """The probability of every sequence of the first tokens; a sequence ends at an end id."""
     law: dict[Tokens, float] = {}
-    pipeline, start = Pipeline(_sampling(), model.spec.vocab_size), prompt.ids.tolist()
     frontier: list[tuple[Tokens, float]] = [((), 1.0)]
     while frontier:
         path, weight = frontier.pop()
-        if len(path) == NEW_TOKENS or (path and path[-1] in model.spec.end_ids):
+        if len(path) == few.new_tokens or (path and path[-1] in model.spec.end_ids):
             law[path] = weight
             continue
-        logits = model.after([*start, *path], len(start))[None]
-        probs = pipeline.law(logits, Places(History(start), ((),))).probs[0]
+        probs = law_after(model, prompt, path, few.sampling())
         likely = probs.nonzero()[:, 0].tolist()
         frontier += [((*path, token), weight * float(probs[token])) for token in likely]
     return law
 
 
 def _sampled(
-    model: FakeModel, prompt: Prompt, verifier: Verifier, drafter: Any, samples: int
+    model: FakeModel, prompt: Prompt, verifier: Verifier, drafter: Any, samples: int, few: Few
 ) -> tuple[Counter[Tokens], list[str]]:
     """How often each sequence came, and what a drafter that was set aside said."""
     counts: Counter[Tokens] = Counter()
@@ -127,8 +190,8 @@ def _sampled(
             [Prompt(ids=prompt.ids)] * len(seeds),
             drafter=drafter,
             verifier=verifier,
-            sampling=[_sampling(seed) for seed in seeds],
-            max_new_tokens=NEW_TOKENS,
+            sampling=[few.sampling(seed) for seed in seeds],
+            max_new_tokens=few.new_tokens,
         )
         counts.update(tuple(one.tokens.tolist()) for one in made)
         failures += [one.report.notes[-1] for one in made if one.report.drafter_failures]

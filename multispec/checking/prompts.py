@@ -1,10 +1,11 @@
-"""What a model is asked: prompts drawn from its vocabulary, texts, and something to encode."""
+"""What a model is asked: ids drawn from its vocabulary, texts, captions, and something to encode."""
 
 from __future__ import annotations
 
 import inspect
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from multispec.protocols import Target
 from multispec.stream import Prompt
 
 TEXTS = ("Once upon a time", "def add(a, b):\n    return", "one two three one two three one")
+CAPTIONS = ("a red dog", "two cats", "blue", "a long sentence about 3 birds")
+# Models that draw classes, and models that draw from nothing.
+_OTHERS = (("0", "1", "2", "3"), ("",))
+# The scale of guided prompts where the model names none, and a second one.
+_SCALES = (3.0, 1.5)
 _SIZES = (9, 4, 1)
 _LONGEST = 99
 
@@ -23,6 +29,16 @@ _LONGEST = 99
 def model_of(target: Target) -> Any:
     """The transformers model behind a target, or None."""
     return getattr(target, "model", None)
+
+
+def family_of(generator: Generator) -> Any:
+    """The family of picture models, or None for words and ids."""
+    return getattr(generator.modality, "family", None)
+
+
+def draws(prompts: Sequence[Prompt]) -> bool:
+    """True for prompts whose streams have a form of their own, as pictures have."""
+    return any(prompt.spec is not None for prompt in prompts)
 
 
 def encodes(model: Any) -> bool:
@@ -33,9 +49,15 @@ def encodes(model: Any) -> bool:
 def default_prompts(generator: Generator) -> list[Prompt]:
     """Prompts of several lengths, the first with a repetition, and texts where there is a tokenizer.
 
+    Models that draw are given captions, guided and not, or what stands for captions there.
+
     Raises:
-        UnsupportedError: the model's encoder takes something that cannot be made up.
+        UnsupportedError: the model's encoder takes something that cannot be made up, or a model that draws
+            reads no captions here.
     """
+    pictures = _pictures(generator)
+    if pictures:
+        return pictures
     model, rng = model_of(generator.target), random.Random(0)
     drawn = _drawn(generator.target, rng)
     if not encodes(model):
@@ -65,16 +87,57 @@ def _drawn(target: Target, rng: random.Random) -> list[list[int]]:
     return [repeated, *drawn[1:]]
 
 
-def _texts(generator: Generator) -> list[Prompt]:
-    found = []
-    for text in TEXTS:
+def _texts(generator: Generator, texts: Sequence[str] = TEXTS) -> list[Prompt]:
+    spec, found = generator.target.spec, []
+    for text in texts:
         try:
             prompt = generator.modality.encode(text)
         except MultispecError:  # no tokenizer, or a text of which it knows no symbol
             continue
-        if int(prompt.ids.max()) < generator.target.spec.vocab_size:
+        if int(prompt.ids.max()) < (spec.prompt_size or spec.vocab_size):
             found.append(prompt)
     return found
+
+
+def _pictures(generator: Generator) -> list[Prompt]:
+    for captions in (CAPTIONS, *_OTHERS):
+        found = [prompt for prompt in _texts(generator, captions) if prompt.spec is not None]
+        if captions == ("",):
+            found += _completions(generator, found[0]) if found else []
+        if found:
+            return [_branched(generator, prompt, place) for place, prompt in enumerate(found)]
+    if family_of(generator) is not None:
+        raise UnsupportedError(
+            "No prompt can be made up for this picture model: it reads neither captions, such as "
+            f"{CAPTIONS[0]!r}, nor class numbers, nor the empty caption. Pass prompts."
+        )
+    return []
+
+
+def _completions(generator: Generator, whole: Prompt) -> list[Prompt]:
+    """Where nothing is read, pictures may be completed from their upper rows: random ones here."""
+    spec, rng = whole.spec or generator.target.spec, random.Random(0)
+    width, codes = spec.row_length or 1, spec.vocab_size
+    rows = [[[rng.randrange(codes) for _ in range(width)] for _ in range(height)] for height in (1, 2, 1)]
+    try:
+        return [generator.modality.encode({"rows": one}) for one in rows]
+    except MultispecError:
+        return []
+
+
+def _branched(generator: Generator, prompt: Prompt, place: int) -> Prompt:
+    """Guided by the model's own scale, not at all, guided by another scale, and so on."""
+    plain = replace(prompt, guidance=None, unconditional=None)
+    if place % 4 == 1:
+        return plain
+    guidance = prompt.guidance or generator.modality.guidance
+    if place % 4 == 2 or guidance.neutral:
+        guidance = replace(guidance, scale=_SCALES[place % 4 == 2])
+    try:
+        other = prompt.unconditional or generator.modality.unconditional(plain, None)
+    except UnsupportedError:  # it cannot be guided
+        return plain
+    return replace(prompt, guidance=guidance, unconditional=other)
 
 
 def _start(model: Any) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from multispec.branches import begin
 from multispec.checking.drafters import fresh_logits
 from multispec.checking.equality import noise_of
 from multispec.checking.prompts import usable_ids
@@ -41,29 +42,38 @@ def trees(target: Target, prompts: Sequence[Prompt]) -> Finding:
 @torch.inference_mode()
 def _scored(target: Target, prompts: Sequence[Prompt], shape: Shape) -> Finding:
     """Several rounds over all prompts as one batch; every node is run again from the beginning."""
-    rng, found, limit = random.Random(1), Finding(), noise_of(target)
+    rng, found = random.Random(1), Finding()
+    limits, rounds = [noise_of(target, prompt) for prompt in prompts], _rounds(target, prompts)
     ids = usable_ids(target)
-    prefixes = [prompt.ids.tolist() for prompt in prompts]
-    capacity = [len(prefix) + _ROUNDS * (_NODES + 1) for prefix in prefixes]
-    session = target.begin(prompts, capacity, _NODES)
+    generated: list[list[int]] = [[] for _ in prompts]
+    capacity = [len(prompt.ids) + rounds * (_NODES + 1) for prompt in prompts]
+    session = begin(target, prompts, capacity, _NODES)
     session.prefill()
-    rows, worst = range(len(prompts)), 0.0
-    for _ in range(_ROUNDS):
+    rows, worst = range(len(prompts)), (0.0, 1.0)
+    for _ in range(rounds):
         roots = [rng.choice(ids) for _ in rows]
         drafts = [_draft(rng, ids, shape) for _ in rows]
         logits = session.score(rows, roots, drafts).logits
         for row in rows:
-            prefixes[row].append(roots[row])
-            one = _difference(target, prompts[row], prefixes[row], drafts[row], logits[row])
-            worst = max(worst, one)
+            generated[row].append(roots[row])
+            one = _difference(target, prompts[row], generated[row], drafts[row], logits[row])
+            worst = max(worst, (one, limits[row]), key=lambda pair: pair[0] / pair[1])
             found.cases += len(drafts[row]) + 1
         paths = [path_to(draft.parents, rng.randrange(-1, _NODES)) for draft in drafts]
         session.commit(rows, paths)
         for row in rows:
-            prefixes[row] += drafts[row].tokens[list(paths[row])].tolist()
-    said = f"largest difference {worst:.1g} of the logits' spread"
-    found.notes.append(said) if worst <= limit else found.wrong.append(f"{said}, limit {limit:.1g}")
+            generated[row] += drafts[row].tokens[list(paths[row])].tolist()
+    said = f"largest difference {worst[0]:.1g} of the logits' spread"
+    right = worst[0] <= worst[1]
+    found.notes.append(said) if right else found.wrong.append(f"{said}, limit {worst[1]:.1g}")
     return found
+
+
+def _rounds(target: Target, prompts: Sequence[Prompt]) -> int:
+    """As many as fit into the shortest stream."""
+    lengths = [(prompt.spec or target.spec).fixed_length for prompt in prompts]
+    shortest = min([length for length in lengths if length is not None], default=_ROUNDS * (_NODES + 1))
+    return max(min(_ROUNDS, shortest // (_NODES + 1)), 1)
 
 
 def _draft(rng: random.Random, ids: Sequence[int], shape: Shape) -> Draft:
@@ -71,12 +81,17 @@ def _draft(rng: random.Random, ids: Sequence[int], shape: Shape) -> Draft:
     return Draft(tokens=tokens, parents=shape(rng))
 
 
-def _difference(target: Target, prompt: Prompt, prefix: Sequence[int], draft: Draft, logits: Tensor) -> float:
+def _difference(
+    target: Target, prompt: Prompt, generated: Sequence[int], draft: Draft, logits: Tensor
+) -> float:
     """The largest difference from fresh runs over all nodes, in standard deviations."""
     tokens, worst = draft.tokens.tolist(), 0.0
     for node in range(-1, len(draft)):
         path = [tokens[step] for step in path_to(draft.parents, node)]
-        fresh = fresh_logits(target, [*prefix, *path], prompt).float()
-        apart = (logits[node + 1].float() - fresh).abs().max() / (fresh.std() + 1e-12)
-        worst = max(worst, float(apart))
+        fresh = fresh_logits(target, [*generated, *path], prompt).float()
+        found = logits[node + 1].float()
+        # What both rule out is equal; NaN in either is no agreement.
+        apart = torch.where(found == fresh, 0.0, (found - fresh).abs()).nan_to_num(torch.inf, torch.inf)
+        spread = fresh[fresh.isfinite()].std() + 1e-12
+        worst = max(worst, float(apart.max() / spread))
     return worst

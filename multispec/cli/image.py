@@ -43,9 +43,11 @@ def image(
     ] = "auto",
     verifier: Annotated[str, typer.Option(help="A verifier of `multispec methods`.")] = "coupled",
     policy: Annotated[str, typer.Option(help="auto, or a policy of `multispec methods`.")] = "auto",
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k best; 0 is off.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep this much mass; 1 is off.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy; without it, the model's own, as for the next two.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k best; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep this much mass; 1 is off.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How much the caption counts; 1 is off.")] = None,
     negative: Annotated[
         str | None, typer.Option(help="What not to draw: the other branch of guidance.")
@@ -77,7 +79,9 @@ def image(
             "drafter": drafter,
             "verifier": verifier,
             "policy": policy,
-            "sampling": _samplings(count, temperature, top_k, top_p, seed),
+            "sampling": _samplings(
+                generator.modality.sampling, count, seed, temperature=temperature, top_k=top_k, top_p=top_p
+            ),
             "guidance": guidance,
             "negative": negative,
         }
@@ -89,11 +93,9 @@ def image(
         drawing.fail()
 
 
-def _samplings(count: int, temperature: float, top_k: int, top_p: float, seed: int) -> list[Any]:
-    import multispec as ms
-
-    one = ms.Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    return [replace(one, sample=n) for n in range(count)]
+def _samplings(usual: Any, count: int, seed: int, **given: float | None) -> list[Any]:
+    changes = {name: value for name, value in given.items() if value is not None}
+    return [replace(usual, seed=seed, sample=n, **changes) for n in range(count)]
 
 
 def _size(text: str) -> tuple[int, int]:

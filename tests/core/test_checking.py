@@ -22,18 +22,18 @@ from multispec.checking import (
     rows,
 )
 from multispec.checking.drafters import RandomIds
-from multispec.checking.equality import cut_gap
-from multispec.checking.laws import CHOICES, NEW_TOKENS, joint_law
+from multispec.checking.equality import Equality, cut_gap
+from multispec.checking.laws import CHOICES, NEW_TOKENS, few_for, joint_law
 from multispec.checking.results import Check, Finding
 from multispec.cli import app
 from multispec.protocols import Context, DraftSession, Exactness, Scores, Standing
 from multispec.sampling import Law, Noise, Purpose
 from multispec.testing import TableModel
-from multispec.verifiers import Coupled, Rejection
+from multispec.verifiers import BudgetedRejection, CoolSD, Coupled, Lantern, Rejection, ZipARVerifier
 from tests.models import zoo
 
-FAMILIES = ("gemma2", "qwen3_next", "whisper")
-THROUGH_FILES = ("llama", "mamba", "t5")
+FAMILIES = ("gemma2", "mamba", "qwen3_next", "t5", "whisper")
+THROUGH_FILES = ("llama",)
 DRAFTERS = {"random ids": RandomIds(), "prompt_lookup": ms.drafters.PromptLookup()}
 
 
@@ -251,15 +251,68 @@ def test_the_command_fails_with_the_model(tmp_path: Path, monkeypatch: pytest.Mo
 # ---- what the checks are made of ----
 
 
-def test_other_promises_are_not_tried() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Relaxed(Trusting):
-        name: ClassVar[str] = "relaxed"
-        exactness: ClassVar[Exactness] = "heuristic"
+@dataclass(frozen=True, kw_only=True)
+class Careful:
+    """Rejection as a relaxed rule: it spends nothing, and reports just that."""
 
-    result = checked(zoo.generator("llama"), verifiers=[Relaxed()])["relaxed"]
-    assert result.ok and result.skipped
-    assert "tested by enumeration" in result.detail
+    name: ClassVar[str] = "careful"
+    exactness: ClassVar[Exactness] = "heuristic"
+    coupled: ClassVar[bool] = False
+
+    def verify(self, draft: ms.Draft, p: Law, noise: Noise, standing: Standing) -> ms.Verdict:
+        return Rejection().verify(draft, p, noise, standing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent:
+    """COOL-SD that does not say what it spends."""
+
+    name: ClassVar[str] = "silent"
+    exactness: ClassVar[Exactness] = "heuristic"
+    coupled: ClassVar[bool] = False
+
+    def verify(self, draft: ms.Draft, p: Law, noise: Noise, standing: Standing) -> ms.Verdict:
+        return CoolSD().verify(draft, p, noise, standing)._replace(spent=())
+
+
+def test_relaxed_rules_are_held_to_their_meter() -> None:
+    """Exactly, on the model's own logits; one that needs neighbours is skipped where there are none."""
+    rules = [CoolSD(), BudgetedRejection(), ZipARVerifier(), Careful(), Silent(), Lantern()]
+    results = checked(zoo.generator("llama"), verifiers=rules, drafters={})
+    meters = {name.removesuffix(", meter"): one for name, one in results.items() if "meter" in name}
+    assert [*meters] == ["cool_sd", "budget", "zipar", "careful", "silent", "lantern"]
+    assert {name for name, one in meters.items() if not one.ok} == {"silent"}
+    assert {name for name, one in meters.items() if one.skipped} == {"lantern"}
+    assert "was given none" in meters["lantern"].detail
+    assert "0.0000 reported, total variation 0.0000" in meters["careful"].detail
+    assert "0.0000 reported, total variation 0.0000" not in meters["cool_sd"].detail
+
+
+def test_a_short_check_runs_each_way_of_drafting_once() -> None:
+    """With shared noise sjd and scd_mc are jacobi, and greedily all windows are; a full check runs all."""
+    drafters = default_drafters(zoo.generator("llama"))
+    assert {"jacobi", "sjd", "scd_mc", "sjd_pac", "row_copy"} <= {*drafters}
+    assert "zipar" not in drafters, "a text has no rows"
+    equality = Equality(zoo.generator("llama"), [], quick=True)
+    settings: dict[str, Any] = {"equality": equality, "replays": laws.Replays(equality.target)}
+    short, full = (
+        rows.Plan(drafters=drafters, verifiers=[], shortened=one, **settings) for one in (True, False)
+    )
+    assert {"jacobi", "sjd_pac", "trees"} <= {*short.drafters_for(Coupled())}
+    assert not {"sjd", "scd_mc"} & {*short.drafters_for(Coupled())}
+    assert not {"jacobi", "sjd_pac"} & {*short.drafters_for(Rejection())}
+    assert {*full.drafters_for(Rejection())} == {*drafters}
+
+
+def test_windows_are_tried_on_the_law_that_they_can_hit() -> None:
+    """The best symbols alone, at a temperature at which none of them has it all."""
+    model = TableModel(6, seed=3, scale=9, end_ids=(2,))
+    few = few_for("sjd_pac", model, ms.Prompt(ids=torch.tensor([1])))
+    assert few.only is not None and len(few.only) == CHOICES and 2 not in few.only
+    law = joint_law(model, ms.Prompt(ids=torch.tensor([1])), few)
+    assert {token for one in law for token in one} == {*few.only}
+    assert sum(law.values()) == pytest.approx(1, abs=1e-12) and max(law.values()) < 0.95
+    assert all(len(one) == few.new_tokens for one in law)
 
 
 def test_joint_law_sums_to_one_and_ends_at_ends() -> None:

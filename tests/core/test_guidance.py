@@ -26,14 +26,16 @@ AT = [0, 1, 2]
 
 
 def test_linear_is_that_of_transformers() -> None:
-    theirs = logits_process.ClassifierFreeGuidanceLogitsProcessor(guidance_scale=2.5)
+    theirs: Any = logits_process.ClassifierFreeGuidanceLogitsProcessor(guidance_scale=2.5)
     expected = theirs(torch.zeros(3, 1, dtype=torch.long), torch.cat([C, U]))
     assert torch.allclose(Guidance(scale=2.5).mix(C, U, AT), expected)
 
 
 def test_masked_is_that_of_dia() -> None:
     """The guided scores choose the k best; the values are conditional."""
-    theirs = logits_process.DiaClassifierFreeGuidanceLogitsProcessor(guidance_scale=2.5, guidance_top_k=5)
+    theirs: Any = logits_process.DiaClassifierFreeGuidanceLogitsProcessor(
+        guidance_scale=2.5, guidance_top_k=5
+    )
     expected = theirs(torch.zeros(3, 1, dtype=torch.long), torch.cat([C, U]))
     found = Guidance(scale=2.5, convention="masked", top_k=5).mix(C, U, AT)
     assert torch.equal(found, expected)
@@ -157,9 +159,8 @@ def test_drafting_changes_nothing_under_guidance(family: str, temperature: float
         DraftModel(generator.target, guidance=False),
     ):
         assert _generate(generator, drafter=drafter, **settings) == plain
-    alone = generator.generate(
-        list(zoo.IDS), max_new_tokens=24, drafter=None, **(settings | {"guidance": 2.0})
-    )
+    settings["guidance"] = 2.0
+    alone = generator.generate(list(zoo.IDS), max_new_tokens=24, drafter=None, **settings)
     assert alone.tokens.tolist() == plain[0]
 
 

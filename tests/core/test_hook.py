@@ -291,7 +291,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "output_hidden_states",
     ),
     "no cache": ({"use_cache": False}, "use_cache=False"),
-    "guidance": ({"guidance_scale": 2.0}, "cannot follow a rejected draft"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -214,6 +214,29 @@ def test_a_codebook_past_the_vocabulary(codebook: Tensor) -> None:
     assert near.check(41) is near
     with pytest.raises(UsageError, match=r"got 37 codes from id 4 on, for 40 symbols"):
         near.check(40)
+
+
+def test_codes_may_be_anywhere_in_the_vocabulary(codebook: Tensor) -> None:
+    """Scattered symbols have the neighbours that the same codes have in a row."""
+    symbols = [(7 * code) % 41 + 3 for code in range(37)]
+    row, scattered = Neighbours(codebook=codebook), Neighbours(codebook=codebook, symbols=symbols)
+    ids = torch.tensor(symbols)
+    assert scattered.of(ids, 5).equal(ids[row.of(torch.arange(37), 5)])
+    assert scattered.of(torch.tensor([0, 99]), 2).tolist() == [[0, 0], [99, 99]]
+    found = scattered.squared_distances(ids[:4], ids[None, :].expand(4, -1))
+    assert found.equal(row.squared_distances(torch.arange(4), torch.arange(37).expand(4, -1)))
+    assert scattered.squared_distances(ids[:1], torch.tensor([[0, 99]])).tolist() == [[torch.inf] * 2]
+    assert scattered.check(max(symbols) + 1) is scattered
+    with pytest.raises(UsageError, match="got 37 codes from id 3 on"):
+        scattered.check(max(symbols))
+
+
+@pytest.mark.parametrize(
+    ("symbols", "offset"), [(range(36), 0), ([*range(36), 3], 0), (range(-1, 36), 0), (range(37), 1)]
+)
+def test_symbols_that_are_not_one_per_code(codebook: Tensor, symbols: Sequence[int], offset: int) -> None:
+    with pytest.raises(UsageError, match="Each code is one symbol of its own"):
+        Neighbours(codebook=codebook, symbols=symbols, offset=offset)
 
 
 def test_rules_say_whether_they_want_a_codebook() -> None:

@@ -91,7 +91,7 @@ def test_frechet_distance_agrees_with_sqrtm() -> None:
     first, second = noise(4, (40, 5)).double(), noise(5, (30, 5)).double() ** 2 * 3
     s1, s2 = np.cov(first.numpy().T), np.cov(second.numpy().T)
     moved = float((first.mean(0) - second.mean(0)).square().sum())
-    expected = moved + np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
+    expected = moved + np.trace(s1 + s2 - 2 * np.real(np.asarray(linalg.sqrtm(s1 @ s2))))
     assert frechet_distance(first, second) == pytest.approx(expected, abs=1e-9)
     assert frechet_distance(second, first) == pytest.approx(expected, abs=1e-9)
 
@@ -112,7 +112,7 @@ def test_features_that_cannot_be_compared_are_refused(rows: torch.Tensor) -> Non
 class Shades:
     """A codec whose code n is a grey of n / 3, one pixel per code."""
 
-    cardinality = 4
+    cardinality, stride = 4, 1
     codebook = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 0.0], [3.0, 5.0]])
 
     def encode(self, pixels: torch.Tensor, /) -> torch.Tensor:

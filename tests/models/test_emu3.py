@@ -23,6 +23,7 @@ from transformers import (
 import multispec as ms
 from multispec.errors import ModelLoadError, PromptError, UsageError
 from multispec.guidance import Guidance
+from multispec.modalities.image import Images
 from multispec.modalities.image.families import emu3
 from multispec.modalities.image.families.emu3 import Emu3, ScatteredRaster, VisualIds, text_model
 from multispec.modalities.image.family import Family, PictureCodec
@@ -32,6 +33,7 @@ from multispec.stream import Allowed, Forced
 from multispec.targets import CausalTarget
 from multispec.targets.causal import attention_of, disagreement
 from multispec.targets.fused import FusedForward
+from multispec.verifiers.lantern import Lantern
 from tests.models import pictures
 
 CODES = 24
@@ -94,10 +96,11 @@ def build(seed: int = 0, kind: str = "ordered", **changes: Any) -> Any:
     }
     named = words(kind).get_vocab()
     kept = {name: one for name, one in named.items() if name.startswith(("<|", "<image"))}
+    extra: dict[str, Any] = {"vocabulary_map": kept} | changes
     config = Emu3Config(
         text_config=Emu3TextConfig(**text).to_dict(),
         vq_config=Emu3VQVAEConfig(**vq).to_dict(),
-        **({"vocabulary_map": kept} | changes),
+        **extra,
     )
     with torch.inference_mode(False), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -166,6 +169,7 @@ def test_a_family() -> None:
     assert emu3.fits(model().config)
     assert not emu3.fits(LlamaConfig())
     assert family().guidance == Guidance(scale=3.0, convention="log_softmax")
+    assert family().sampling == Sampling(top_k=2048)
     assert family().target.capabilities.supports_tree
 
 
@@ -189,7 +193,7 @@ def test_a_negative_caption_is_the_models_own() -> None:
     assert pictures.tokens(found) == [own_generate(prompt, family().layout_of(prompt))]
 
 
-@pytest.mark.parametrize(("scale", "kind"), [(1.0, "ordered"), (3.0, "ordered"), (3.0, "scattered")])
+@pytest.mark.parametrize(("scale", "kind"), [(1.0, "ordered"), (3.0, "scattered")])
 def test_drafting_changes_nothing(scale: float, kind: str) -> None:
     """Any drafter, alone and in a batch of pictures of several sizes, with and without guidance."""
     sizes = [SIZE, (4, 6), (6, 6), (2, 10)]
@@ -260,6 +264,31 @@ def test_ids_and_codes() -> None:
         VisualIds.named({"<|visual token 000003|>": 4})
 
 
+@pytest.mark.parametrize("kind", ["ordered", "reversed", "scattered"])
+def test_neighbours_follow_the_ids(kind: str) -> None:
+    """The nearest code of each, by the model's own map from ids to codes, also where no picture fits."""
+    own = replace(family(0, kind), area=10**6)
+    with pytest.raises(UsageError, match="the model's context holds 128"):
+        own.layout()
+    ids_of = model(kind).vocabulary_mapping.bpe2img
+    book = model(kind).model.vqmodel.quantize.embedding.weight.detach()
+    order = {code: one for one, code in ids_of.items()}
+    near = Images(own).neighbours
+    for one, code in ids_of.items():
+        distances = (book - book[code]).square().sum(-1)
+        closest = [order[int(other)] for other in distances.argsort()[1:4]]
+        assert near.of(torch.tensor([one]), 3).tolist() == [closest]
+        found = near.squared_distances(torch.tensor([one]), torch.tensor([[*closest, 95]]))
+        expected = [*distances.sort().values[1:4].tolist(), torch.inf]
+        torch.testing.assert_close(found, torch.tensor([expected]))
+    prompt = guided(CAPTIONS[0], kind=kind)
+    generator = ms.Generator(own.target, Images(family(0, kind)))
+    found = generator.generate(
+        prompt, verifier=Lantern(delta=0.5, k=4), drafter=pictures.guesses(96, tree=True)
+    )
+    assert family(0, kind).layout_of(prompt).grid(found.tokens.tolist()).shape == (3, 4)
+
+
 def test_a_scattered_layout() -> None:
     """Forced symbols of the raster inside, codes by their ids, and what is no code."""
     layout = family(0, "scattered").layout(SIZE)
@@ -301,6 +330,8 @@ def test_the_other_branch() -> None:
     blank, negative = (family().unconditional(prompt, one) for one in (None, "a cat"))
     assert words().decode(blank.ids) == "<s><|image start|>3*4<|image token|>"
     assert words().decode(negative.ids) == "<s>a cat<|image start|>3*4<|image token|>"
+    with pytest.raises(PromptError, match="Shorten the caption"):
+        family().unconditional(prompt, "a" * 120)
     assert family().layout_of(blank) == family().layout_of(negative) == family().layout_of(prompt)
 
 

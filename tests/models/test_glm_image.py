@@ -164,7 +164,8 @@ def test_a_family() -> None:
     assert isinstance(family().layout(), Layout)
     assert glm_image.fits(family().model.config)
     assert not glm_image.fits(LlamaConfig())
-    assert family().guidance.neutral
+    assert family().guidance.neutral and family().sampling == Sampling(temperature=0.9, top_p=0.75)
+    assert family().symbols == range(CODES) and family().codec.stride == 8
     assert family().target.capabilities.supports_tree
     assert family().target.spec.vocab_size == HEAD
     assert family().target.spec.prompt_size == 96

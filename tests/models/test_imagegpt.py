@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
 import multispec as ms
 from multispec.errors import ModelLoadError, PromptError, UnsupportedError, UsageError
+from multispec.modalities.image.adapter import GROUND, Images, to_pixels
 from multispec.modalities.image.families import imagegpt
 from multispec.modalities.image.families.imagegpt import ImageGPT
-from multispec.modalities.image.family import Family, PictureCodec
+from multispec.modalities.image.family import Completes, Family, PictureCodec
+from multispec.modalities.image.seeing import PAPER, acceptance_by_row, heat_map
 from multispec.protocols import Target
 from multispec.sampling import Sampling
 from tests.models import pictures
@@ -72,13 +75,14 @@ def test_it_is_a_family() -> None:
     spec = made.target.spec
     assert (spec.vocab_size, spec.prompt_size, spec.fixed_length) == (COLOURS, COLOURS + 1, SIDE * SIDE)
     assert made.guidance.neutral and made.target.capabilities.supports_tree
+    assert isinstance(made, Completes) and made.symbols == range(COLOURS) and made.sampling == Sampling()
 
 
 @pytest.mark.parametrize("given", [0, 2])
 def test_greedy_decoding_is_the_models_own_generate(given: int) -> None:
     """From nothing and from two rows: what ``model.generate`` emits, to the last pixel."""
     made, model = family(), build()
-    prompt = made.prompt(rows(given)) if given else made.prompt()
+    prompt = made.completion(rows(given)) if given else made.prompt()
     length = SIDE * (SIDE - given)
     settings = {"max_new_tokens": length, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     own = model.generate(prompt.ids[None], attention_mask=torch.ones_like(prompt.ids)[None], **settings)
@@ -90,7 +94,7 @@ def test_greedy_decoding_is_the_models_own_generate(given: int) -> None:
 def test_drafting_changes_nothing() -> None:
     """Chains, trees and draft models in a ragged batch: the symbols of plain decoding."""
     made = family()
-    prompts = [made.prompt(), made.prompt(rows(1)), made.prompt(rows(2)), made.prompt(rows(2, seed=4))]
+    prompts = [made.prompt(), *(made.completion(one) for one in (rows(1), rows(2), rows(2, seed=4)))]
     pictures.assert_drafting_changes_nothing(made.target, family(1).target, prompts)
 
 
@@ -106,7 +110,7 @@ def test_drafting_changes_nothing() -> None:
 def test_every_setting_of_its_attention_is_kept(changes: dict[str, Any]) -> None:
     """Making the target compares it with the model's own forward, whatever its settings."""
     made = ImageGPT.from_model(build(**changes), clusters())
-    prompt = made.prompt(rows(1))
+    prompt = made.completion(rows(1))
     with torch.inference_mode():
         session = made.target.begin([prompt], [len(prompt.ids) + 2], 1)
         expected = build(**changes)(input_ids=prompt.ids[None], use_cache=False).logits[0, -1]
@@ -128,10 +132,46 @@ def test_a_whole_picture_through_the_front_door() -> None:
     assert len(result.tokens) == SIDE * SIDE and not result.report.notes
 
 
+def test_a_picture_is_completed_through_the_front_door() -> None:
+    """Given rows are drawn as given from the first partial picture on, and so is the rest in the end."""
+    made = family()
+    generator = ms.Generator(made.target, Images(made))
+    result = generator.generate({"rows": rows(2)})
+    assert result.tokens.equal(ms.Generator(made.target).generate(made.completion(rows(2))).tokens)
+    grid = [*rows(2), *result.tokens.view(2, SIDE).tolist()]
+    assert result.output.info["grid"] == tuple(map(tuple, grid))
+    assert torch.allclose(
+        to_pixels(result.output), made.codec.decode(torch.tensor(grid)), atol=0.5 / 255 + 1e-6
+    )
+    shown = [
+        step.delta for step in generator.stream({"rows": torch.tensor(rows(2))}) if step.delta is not None
+    ]
+    assert [one.info["grid"][2][0] >= 0 for one in shown] == [True, True]
+    begun = generator.modality.decode(made.completion(rows(2)), [], ())
+    assert begun.info["grid"] == (*map(tuple, rows(2)), (-1,) * SIDE, (-1,) * SIDE)
+    ground = tuple(round(one * 255) for one in GROUND)
+    for y in range(SIDE):
+        assert (begun.getpixel((0, y)) == ground) == (y >= 2)
+    both = generator.generate([{"rows": rows(2)}, ""])
+    assert both[0].tokens.equal(result.tokens) and len(both[1].tokens) == SIDE * SIDE
+    with pytest.raises(PromptError, match="completed from 1 to 3 rows"):
+        generator.generate({"rows": "ab"})
+
+
+def test_a_heat_map_of_a_completion_leaves_the_given_rows_out() -> None:
+    """They were not drawn, so they have no share; the shares of the others stand beside their rows."""
+    made = family()
+    result = ms.Generator(made.target, Images(made)).generate({"rows": rows(1)})
+    assert len(acceptance_by_row(result)) == 3
+    blank, drawn = (heat_map(result).crop((330, 52 + 64 * n, 460, 52 + 64 * (n + 1))) for n in (0, 1))
+    assert len(set(blank.tobytes())) < len(set(drawn.tobytes()))
+    assert blank.tobytes() == Image.new("RGB", blank.size, PAPER).tobytes()
+
+
 def test_a_completed_picture_keeps_its_upper_rows() -> None:
     """The layout of a completion counts what is drawn and shows the whole."""
     made = family()
-    layout = made.layout_of(made.prompt(rows(2)))
+    layout = made.layout_of(made.completion(rows(2)))
     assert (layout.height, layout.width, layout.length) == (SIDE, SIDE, 8)
     assert [layout.coordinates(n) for n in (0, 3, 4, 7, 8)] == [(2, 0), (2, 3), (3, 0), (3, 3), None]
     grid = layout.grid([7] * 5, missing=1)
@@ -165,9 +205,9 @@ def test_what_it_cannot_do_is_refused() -> None:
         made.prompt("", (64, 64))
     for wrong in ([], [[1, 2]], rows(SIDE), torch.full((1, SIDE), 0.5), [[1], [1, 2]], "ab"):
         with pytest.raises(PromptError):
-            made.prompt(wrong)
+            made.completion(wrong)
     with pytest.raises(PromptError, match="must lie in"):
-        made.prompt([[COLOURS] * SIDE])
+        made.completion([[COLOURS] * SIDE])
 
 
 def test_models_that_do_not_fit_are_refused() -> None:

@@ -61,7 +61,7 @@ def build(seed: int = 0, text: Any = None, **vision: Any) -> Any:
         initializer_range=0.3,
         max_position_embeddings=128,
     )
-    sight = {
+    sight: dict[str, Any] = {
         "hidden_size": 16,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,

@@ -69,7 +69,7 @@ def codec() -> VQGAN:
 @cache
 def family(seed: int = 0, text: bool = False) -> LlamaGen:
     """The family of random weights, made once."""
-    return LlamaGen.from_model(LlamaGenModel.of(weights(seed, text), GRID, HEADS), codec(), stride=2)
+    return LlamaGen.from_model(LlamaGenModel.of(weights(seed, text), GRID, HEADS), codec())
 
 
 def caption(seed: int, count: int) -> tuple[Tensor, Tensor]:
@@ -165,6 +165,7 @@ def test_it_is_a_family(text: bool) -> None:
     assert spec.prompt_size == (1 if text else CLASSES + 1)
     assert made.target.context_length == GRID * GRID + (ROOM if text else 1)
     assert llamagen.fits(LlamaGenModel.of(weights(text=text), GRID, HEADS).config) and not llamagen.fits(None)
+    assert made.symbols == range(CODES) and made.sampling == Sampling(top_k=1000 if text else 2000)
     assert made.layout((6, 6)) == made.layout() == made.layout_of(ms.Prompt(ids=torch.tensor([0])))
 
 
@@ -174,7 +175,7 @@ def test_class_pictures_are_the_authors_loop(kv_heads: int) -> None:
     state = weights(kv_heads=kv_heads)
     model = LlamaGenModel.of(state, GRID, HEADS)
     assert model.config.kv_heads == kv_heads
-    made = LlamaGen.from_model(model, codec(), stride=2)
+    made = LlamaGen.from_model(model, codec())
     table = state["cls_embedding.embedding_table.weight"]
     expected = [greedy(state, [(table[[n]], None)], 1.0, -1) for n in (2, 5)]
     assert found(made, [made.prompt("2"), made.prompt(5)]) == expected
@@ -212,8 +213,7 @@ def test_text_pictures_are_the_authors_loop(scale: float) -> None:
     assert len({tuple(one) for one in expected}) == 3
 
 
-@pytest.mark.parametrize("guides", [False, True])
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(("text", "guides"), [(False, False), (False, True), (True, True)])
 def test_drafting_changes_nothing(text: bool, guides: bool) -> None:
     """Chains, trees and draft models in a ragged batch, guided or not: the symbols of plain decoding."""
     made = family(text=text)
@@ -330,17 +330,23 @@ def test_names_and_shapes_that_are_wrong_are_named() -> None:
     assert LlamaGenModel.of(state | {"freqs_cis": torch.zeros(2)}, GRID, HEADS).config.grid == GRID
 
 
-@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", None])
-def test_loading_checkpoint_files(tmp_path: Path, wrapper: str | None) -> None:
-    """As the authors' scripts save them, arguments and all; the VQGAN beside it is found."""
+@pytest.mark.parametrize("wrapper", ["model", "module", "state_dict", "ema", None])
+def test_weights_come_out_of_their_wrapper(tmp_path: Path, wrapper: str | None) -> None:
+    """As the authors' scripts save them, arguments and all."""
     state = weights()
     held = state if wrapper is None else {wrapper: state, "steps": 3, "args": argparse.Namespace(lr=1e-4)}
     torch.save(held, tmp_path / "c2i_B_256.pt")
+    read = checkpoints.read_state(tmp_path / "c2i_B_256.pt")
+    assert read.keys() == state.keys() and all(torch.equal(read[name], state[name]) for name in state)
+
+
+def test_loading_checkpoint_files(tmp_path: Path) -> None:
+    """By the file and by its folder; the VQGAN beside it is found."""
+    torch.save({"model": weights(), "args": argparse.Namespace(lr=1e-4)}, tmp_path / "c2i_B_256.pt")
     torch.save(
         {"model": vqgans.llamagen_names(vqgans.state(codes=CODES, channels=8))}, tmp_path / "vq_ds16.pt"
     )
     for name in (tmp_path, tmp_path / "c2i_B_256.pt"):
-        assert llamagen.is_checkpoint(name)
         made = llamagen.load(name, image_size=6, heads=HEADS, device="cpu")
         assert found(made, [made.prompt("2")]) == found(family(), [family().prompt("2")])
         assert isinstance(made.codec, VQGAN) and made.codec.stride == 2
@@ -360,14 +366,11 @@ def test_the_size_is_found(tmp_path: Path) -> None:
     made = llamagen.load(tmp_path, dtype="float64", device="cpu")
     assert made.layout().height == 4
     assert made.target.begin([made.prompt("1")], [4], 1).prefill().logits[0].dtype == torch.float64
-    assert llamagen.is_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"block_size": 10}))
     with pytest.raises(ModelLoadError, match="squares"):
         llamagen.load(tmp_path, **given)
     with pytest.raises(UsageError, match="float7"):
         llamagen.load(tmp_path, image_size=6, dtype="float7", **given)
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert not llamagen.is_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelLoadError, match="no JSON"):
         llamagen.load(tmp_path, **given)

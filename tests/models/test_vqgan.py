@@ -52,7 +52,7 @@ def test_codes_are_those_of_transformers_encoder() -> None:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vqmodel = ChameleonVQVAE._from_config(config).eval()
+        vqmodel: Any = ChameleonVQVAE._from_config(config).eval()
         pixels = torch.rand(3, 16, 24)
         for weight in vqmodel.parameters():
             torch.nn.init.normal_(weight, std=0.5)

@@ -20,7 +20,7 @@ from multispec.stream import Draft
 from multispec.testing import ScriptedDrafter, TableModel, TreeDrafter, play, row
 from multispec.tree import depths
 from multispec.verifiers import Coupled, Rejection
-from multispec.verifiers.rejection import _residual
+from multispec.verifiers.rejection import residual
 from tests.traps.tools import by_hand, constant, distance, generation, law, tokens_of
 
 V = 3
@@ -160,7 +160,7 @@ class _Unlucky(CounterNoise):
 def test_trap_14_an_empty_residual_falls_back_to_p() -> None:
     """p = q and a test that failed by a last bit leave max(p - q, 0) = 0: draw from p, not from NaN."""
     p = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    assert _residual(p, p).tolist() == p.tolist()
+    assert residual(p, p).tolist() == p.tolist()
     draft = Draft.chain([0], p[None])
     logits = p.log().expand(2, -1)
     counts = [0, 0]

@@ -100,7 +100,6 @@ def test_trap_06_nothing_behind_a_forbidden_symbol_is_accepted() -> None:
 
 
 UNSUPPORTED: dict[str, Any] = {
-    "guidance_scale": 2.0,
     "penalty_alpha": 0.6,
     "dola_layers": "low",
     "num_beams": 2,

@@ -1,4 +1,4 @@
-"""Pixels in [0, 1] and the scale that a picture tokenizer was trained on."""
+"""Pixels: the scale that a picture tokenizer was trained on, and the sizes that a model draws."""
 
 from __future__ import annotations
 
@@ -42,16 +42,33 @@ class Scale:
         return (values.float().cpu() * std + mean).clamp(0, 1)
 
 
-def check_sides(pixels: Tensor, stride: int) -> tuple[int, int]:
-    """The grid of codes of a picture.
+def require_size(size: tuple[int, int] | None, own: tuple[int, int]) -> None:
+    """Refuse every size but the only one that a model draws, in pixels.
 
     Raises:
-        UsageError: a side that is no multiple of ``stride``.
+        UsageError: names its own.
     """
-    height, width = pixels.shape[-2:]
-    if height % stride or width % stride:
+    if size is not None and tuple(size) != own:
         raise UsageError(
-            f"A picture's sides must be multiples of {stride} pixels: got {height} x {width}. "
-            "Resize or crop it first."
+            f"This model draws pictures of {own[0]} x {own[1]} pixels and no others: got "
+            f"{' x '.join(map(str, size))}. Leave the size out, and resize the picture."
+        )
+
+
+def grid_of(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of codes of a picture of (height, width) pixels.
+
+    Raises:
+        UsageError: a side that is no multiple of ``stride``; names the nearest size.
+
+    >>> grid_of((64, 96), 32)
+    (2, 3)
+    """
+    height, width = size
+    if height % stride or width % stride or min(size) < stride:
+        low, narrow = (max(round(side / stride), 1) * stride for side in size)
+        raise UsageError(
+            f"This model draws pictures whose sides are multiples of {stride} pixels: got {height} x "
+            f"{width}. The nearest is {low} x {narrow}."
         )
     return height // stride, width // stride

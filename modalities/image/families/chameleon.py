@@ -14,16 +14,24 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, ChameleonForConditionalGeneration
+from transformers import ChameleonForConditionalGeneration
 
 from multispec.errors import ModelLoadError, UnknownNameError, UnsupportedError, UsageError
 from multispec.guidance import Guidance
-from multispec.modalities.image.checkpoints import State, first_line, load_pretrained, refuse_missing
-from multispec.modalities.image.codec import check_codes
-from multispec.modalities.image.families._captions import check_caption, tokenizer_of
+from multispec.modalities.image.checkpoints import (
+    State,
+    first_line,
+    load_pretrained,
+    load_tokenizer,
+    refuse_missing,
+)
+from multispec.modalities.image.codec import check_codes, check_sides
+from multispec.modalities.image.families._pixels import require_size
 from multispec.modalities.image.family import PictureCodec
+from multispec.modalities.image.reading import check_caption, tokenizer_of, with_room
 from multispec.modalities.image.vqgan import VQGAN
 from multispec.modalities.layout import Layout, Raster
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
 from multispec.targets import CausalTarget
 from multispec.targets.causal import refuse_meta
@@ -33,6 +41,11 @@ Style = Literal["chameleon", "lumina"]
 # Where checkpoints keep the original tokenizer, decoder included.
 _ORIGINAL = ("vqgan.ckpt", "tokenizer/vqgan.ckpt", "vqgan.pt", "vqgan.safetensors")
 _PREFIX = "model.vqmodel."
+# What the authors draw with: Meta's options for pictures, and the sampling script of Lumina-mGPT.
+_SHOWN: dict[Style, tuple[Guidance, Sampling]] = {
+    "chameleon": (Guidance(scale=3.0), Sampling(temperature=0.7, top_p=0.9)),
+    "lumina": (Guidance(scale=4.0), Sampling(top_k=2000)),
+}
 # Lumina-mGPT counts its sizes in squares of so many codes.
 _GRID = 2
 
@@ -70,18 +83,12 @@ def load(
         optional=[_PREFIX],
     )
     refuse_missing([] if pictures is not None else missing, name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # tokenizers and transformers raise many kinds for broken files
-        raise ModelLoadError(
-            f"The tokenizer in {str(name_or_path)!r} cannot be read: {first_line(error)} Copy "
-            "tokenizer.json again."
-        ) from error
+    tokenizer = load_tokenizer(name_or_path, trust_remote_code)
     return Chameleon.from_model(model, tokenizer, style=style, vqgan=pictures, image_size=image_size)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Symbols:
+class Marks:
     """The ids of Chameleon's vocabulary that pictures are made of; the defaults are the released ones.
 
     ``sizes`` is the id of a side of 0 squares, and sides may have up to ``most`` of them; ``order[i]`` is
@@ -98,7 +105,7 @@ class Symbols:
     order: tuple[int, ...] = tuple(range(8192))
 
     @staticmethod
-    def of(vocabulary: Mapping[str, int] | None, codes: int) -> Symbols:
+    def of(vocabulary: Mapping[str, int] | None, codes: int) -> Marks:
         """As a vocabulary map names them; what it does not name is as released.
 
         Raises:
@@ -112,14 +119,14 @@ class Symbols:
             (number, _code(name)) for name, number in names.items() if name.startswith("IMGIMG")
         )
         if not pictures:
-            return Symbols(order=tuple(range(codes)), **found)
+            return Marks(order=tuple(range(codes)), **found)
         ids, order = [number for number, _ in pictures], tuple(code for _, code in pictures)
         if ids != list(range(ids[0], ids[0] + len(ids))) or sorted(order) != list(range(codes)):
             raise UnsupportedError(
                 f"Chameleon's picture symbols must be one range of ids, one per code: got {len(ids)} ids "
                 f"from {ids[0]} to {ids[-1]} for {codes} codes. Check vocabulary_map in config.json."
             )
-        return Symbols(offset=ids[0], order=order, **found)
+        return Marks(offset=ids[0], order=order, **found)
 
 
 def _size_name(squares: int) -> str:
@@ -153,6 +160,8 @@ class Chameleon:
     ``chameleon`` draws squares of 32 x 32 codes in a run; ``lumina`` any size, which its prompt names
     in squares of 32 pixels, with a symbol after every row. transformers' forward pass forbids picture
     symbols; the target here takes logits from the hidden states, and leaves the model as it is.
+    ``chameleon`` is drawn at temperature 0.7 from 0.9 of the mass, ``lumina`` at 1 from the 2000 best, as
+    by their authors.
 
     >>> family = load("Alpha-VLLM/Lumina-mGPT-7B-768")                         # doctest: +SKIP
     >>> family.layout((768, 512)).length                                       # doctest: +SKIP
@@ -160,16 +169,16 @@ class Chameleon:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, codec: PictureCodec, symbols: Symbols, style: Style, side: int
+        self, model: Any, tokenizer: Any, codec: PictureCodec, marks: Marks, style: Style, side: int
     ) -> None:
         self.codec = codec
-        self.symbols = symbols
+        self.marks = marks
+        self.symbols = range(marks.offset, marks.offset + codec.cardinality)
         self.style = style
-        self.guidance = Guidance(scale=4.0 if style == "lumina" else 3.0)
+        self.guidance, self.sampling = _SHOWN[style]
         self._tokenizer = tokenizer
         self._start = _start(tokenizer, model.config)
         self._vocab_size = int(model.lm_head.weight.shape[0])
-        self._stride = 2 ** (len(model.config.vq_config.channel_multiplier) - 1)
         self._side = side
         self.target = CausalTarget(UnmaskedChameleon(model))
 
@@ -203,11 +212,9 @@ class Chameleon:
                 f"The model has {codes} picture codes and the picture tokenizer {inner.cardinality}. Load "
                 "the tokenizer that belongs to the model."
             )
-        symbols = Symbols.of(model.config.vocabulary_map, codes)
+        marks = Marks.of(model.config.vocabulary_map, codes)
         side = image_size or _own_side(model.config, chosen)
-        family = Chameleon(
-            model, tokenizer_of(processor), Reordered(inner, symbols.order), symbols, chosen, side
-        )
+        family = Chameleon(model, tokenizer_of(processor), Reordered(inner, marks.order), marks, chosen, side)
         family.layout()
         return family
 
@@ -219,15 +226,15 @@ class Chameleon:
         """
         height, width = (self._side, self._side) if size is None else size
         self._check_size(height, width)
-        lumina, symbols = self.style == "lumina", self.symbols
+        lumina, marks = self.style == "lumina", self.marks
         layout = Raster(
-            height=height // self._stride,
-            width=width // self._stride,
+            height=height // self.codec.stride,
+            width=width // self.codec.stride,
             codes=self.codec.cardinality,
-            offset=symbols.offset,
+            offset=marks.offset,
             vocab_size=self._vocab_size,
-            row_end=symbols.row_end if lumina else None,
-            tail=(symbols.end,),
+            row_end=marks.row_end if lumina else None,
+            tail=(marks.end,),
         )
         context = self.target.context_length
         if context is not None and layout.length >= context:
@@ -239,14 +246,10 @@ class Chameleon:
 
     def _check_size(self, height: int, width: int) -> None:
         if self.style == "chameleon":
-            if (height, width) != (self._side, self._side):
-                raise UsageError(
-                    f"Chameleon draws {self._side} x {self._side} pixels: got {height} x {width}. Leave the "
-                    "size out."
-                )
+            require_size((height, width), (self._side, self._side))
             return
-        unit = _GRID * self._stride
-        largest = self.symbols.most * unit
+        unit = _GRID * self.codec.stride
+        largest = self.marks.most * unit
         if min(height, width) < unit or height % unit or width % unit or max(height, width) > largest:
             raise UsageError(
                 f"Lumina-mGPT draws sides of {unit}, {2 * unit}, ... {largest} pixels: got {height} x "
@@ -258,24 +261,27 @@ class Chameleon:
         """The caption, the end of its turn, and the symbols that begin a picture of this size.
 
         Raises:
-            PromptError: a caption that the tokenizer cannot read.
+            PromptError: a caption that the tokenizer cannot read, or that leaves no room for the picture.
             UsageError: a size that the model cannot draw.
         """
         layout = self.layout(size)
         check_caption(self._tokenizer, caption)
         text = caption
         if self.style == "lumina":
-            height, width = layout.height * self._stride, layout.width * self._stride
+            height, width = self._size(layout)
             text = f"Generate an image of {width}x{height} according to the following prompt:\n{caption}"
         words: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = [self._start, *words, self.symbols.turn, *self._opening(layout)]
-        return Prompt(ids=torch.tensor(ids), spec=layout.spec)
+        ids = [self._start, *words, self.marks.turn, *self._opening(layout)]
+        return with_room(Prompt(ids=torch.tensor(ids), spec=layout.spec), layout.length, self.target)
+
+    def _size(self, layout: Layout) -> tuple[int, int]:
+        return layout.height * self.codec.stride, layout.width * self.codec.stride
 
     def _opening(self, layout: Layout) -> list[int]:
         if self.style == "chameleon":
-            return [self.symbols.begin]
+            return [self.marks.begin]
         sides = (layout.height // _GRID, layout.width // _GRID)
-        return [self.symbols.begin, *(self.symbols.sizes + side for side in sides)]
+        return [self.marks.begin, *(self.marks.sizes + side for side in sides)]
 
     def unconditional(self, prompt: Prompt, negative: str | None, /) -> Prompt:
         """``negative`` as a caption; without it what the authors use: Lumina the picture's beginning alone,
@@ -283,7 +289,7 @@ class Chameleon:
         """
         layout = self.layout_of(prompt)
         if negative is not None:
-            return self.prompt(negative, (layout.height * self._stride, layout.width * self._stride))
+            return self.prompt(negative, self._size(layout))
         ids = self._opening(layout)
         if self.style == "chameleon":
             ids = [self._start, *ids]
@@ -298,12 +304,12 @@ class Chameleon:
         if self.style == "chameleon":
             return self.layout()
         begin, *sides = prompt.ids[-3:].tolist()
-        if begin != self.symbols.begin or len(sides) != 2:
+        if begin != self.marks.begin or len(sides) != 2:
             raise UsageError(
-                f"A prompt of Lumina-mGPT ends with {self.symbols.begin} and two sizes: got "
+                f"A prompt of Lumina-mGPT ends with {self.marks.begin} and two sizes: got "
                 f"{prompt.ids[-3:].tolist()}. Make it with family.prompt(caption, size)."
             )
-        height, width = ((side - self.symbols.sizes) * _GRID * self._stride for side in sides)
+        height, width = ((side - self.marks.sizes) * _GRID * self.codec.stride for side in sides)
         return self.layout((height, width))
 
 
@@ -349,6 +355,11 @@ class Reordered:
         return self._inner.cardinality
 
     @property
+    def stride(self) -> int:
+        """Pixels in one direction per code."""
+        return self._inner.stride
+
+    @property
     def codebook(self) -> Float[Tensor, "V C"]:
         """The vector of each code."""
         codebook = self._inner.codebook
@@ -381,6 +392,11 @@ class EncoderOnly:
         return len(self.codebook)
 
     @property
+    def stride(self) -> int:
+        """Pixels in one direction per code."""
+        return int(2 ** (len(self._vqmodel.config.channel_multiplier) - 1))
+
+    @property
     def codebook(self) -> Float[Tensor, "V C"]:
         """The vector of each code."""
         weight: Tensor = self._vqmodel.quantize.embedding.weight
@@ -392,17 +408,11 @@ class EncoderOnly:
         Raises:
             UsageError: a picture whose sides are no multiples of the stride.
         """
-        stride = 2 ** (len(self._vqmodel.config.channel_multiplier) - 1)
-        height, width = pixels.shape[1:]
-        if height % stride or width % stride:
-            raise UsageError(
-                f"A picture's sides must be multiples of {stride} pixels: got {height} x {width}. Resize or "
-                "crop it first."
-            )
+        height, _ = check_sides(pixels, self.stride)
         with torch.inference_mode():
             found = self._vqmodel.encode(pixels[None].to(self.codebook) * 2 - 1, return_dict=True)
         codes: Tensor = found.image_tokens.cpu()
-        return rearrange(codes, "(h w) -> h w", h=height // stride)
+        return rearrange(codes, "(h w) -> h w", h=height)
 
     def decode(self, codes: Int[Tensor, "H W"], /) -> Float[Tensor, "3 height width"]:
         """There is no way back here.

@@ -20,17 +20,18 @@ from transformers import Emu3ForCausalLM, Emu3ForConditionalGeneration
 
 from multispec.errors import ModelLoadError, UsageError
 from multispec.guidance import Guidance
-from multispec.modalities.image.codec import check_codes
-from multispec.modalities.image.families._captions import check_caption, token_id, tokenizer_of, with_room
-from multispec.modalities.image.families._loading import load_pair
-from multispec.modalities.image.families._pixels import Scale, check_sides
+from multispec.modalities.image.checkpoints import load_pretrained, load_processor
+from multispec.modalities.image.codec import check_codes, check_sides
+from multispec.modalities.image.families._pixels import Scale, grid_of
+from multispec.modalities.image.reading import check_caption, token_id, tokenizer_of, with_room
 from multispec.modalities.layout import Layout, Raster
 from multispec.protocols import Target
+from multispec.sampling import Sampling
 from multispec.stream import Allowed, Forced, Prompt, Slot, StreamSpec
 from multispec.targets import CausalTarget
 
 # What the released model was shown with.
-SCALE = 3.0
+SCALE, TOP_K = 3.0, 2048
 AREA = 720 * 720
 
 
@@ -51,14 +52,14 @@ def load(
     Raises:
         ModelLoadError: a part that is missing or cannot be read.
     """
-    model, processor = load_pair(
+    model, _ = load_pretrained(
         Emu3ForConditionalGeneration,
         name_or_path,
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    return Emu3.from_model(model, processor, owned=True)
+    return Emu3.from_model(model, load_processor(name_or_path, trust_remote_code), owned=True)
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,8 @@ class Marks:
 class Emu3:
     """An Emu3 model as a family of picture models; ``area`` is that of its own pictures, in pixels.
 
+    It is drawn from the 2048 best at temperature 1, as its authors show it.
+
     >>> family = Emu3.from_model(model, processor)                             # doctest: +SKIP
     >>> family.layout((512, 768)).length                                       # doctest: +SKIP
     6211
@@ -268,6 +271,7 @@ class Emu3:
     processor: Any
     marks: Marks
     area: int
+    sampling: Sampling = Sampling(top_k=TOP_K)
 
     @staticmethod
     def from_model(model: Any, processor: Any, *, owned: bool = False) -> Emu3:
@@ -297,6 +301,11 @@ class Emu3:
             area=int(getattr(processor, "image_area", AREA)),
         )
 
+    @property
+    def symbols(self) -> tuple[int, ...]:
+        """The ids of the codes, which may lie anywhere in the vocabulary."""
+        return self.codec.visual.ids
+
     def layout(self, size: tuple[int, int] | None = None, /) -> Layout:
         """Any grid that fits into the model's context; a square of ``area`` pixels without a size.
 
@@ -307,13 +316,7 @@ class Emu3:
         if size is None:
             side = round(math.sqrt(self.area) / stride)
             return self._checked(self._grid(side, side))
-        if size[0] % stride or size[1] % stride or min(size) < stride:
-            raise UsageError(
-                f"This model draws pictures whose sides are multiples of {stride} pixels: got {size[0]} x "
-                f"{size[1]}. The nearest is {max(round(size[0] / stride), 1) * stride} x "
-                f"{max(round(size[1] / stride), 1) * stride}."
-            )
-        return self._checked(self._grid(size[0] // stride, size[1] // stride))
+        return self._checked(self._grid(*grid_of(size, stride)))
 
     def _grid(self, height: int, width: int) -> Layout:
         visual, size = self.codec.visual, self.target.spec.vocab_size
@@ -365,20 +368,19 @@ class Emu3:
             UsageError: a size that the model cannot draw.
         """
         check_caption(tokenizer_of(self.processor), caption)
-        layout = self.layout(size)
-        return with_room(self._prompt(caption, layout), layout.length, self.target)
+        return self._prompt(caption, self.layout(size))
 
     def _prompt(self, caption: str, layout: Layout) -> Prompt:
         words = tokenizer_of(self.processor)
         grid = f"{words.boi_token}{layout.height}*{layout.width}{words.image_wrapper_token}"
         ids = words(f"{words.bos_token}{caption}{grid}")["input_ids"]
-        return Prompt(ids=torch.tensor(ids), spec=layout.spec)
+        return with_room(Prompt(ids=torch.tensor(ids), spec=layout.spec), layout.length, self.target)
 
     def unconditional(self, prompt: Prompt, negative: str | None, /) -> Prompt:
         """The same grid behind a negative caption, or behind none.
 
         Raises:
-            PromptError: a negative caption that the tokenizer cannot read.
+            PromptError: a negative caption that the tokenizer cannot read, or that leaves no room.
         """
         if negative is not None:
             check_caption(tokenizer_of(self.processor), negative)

@@ -24,15 +24,16 @@ from transformers.cache_utils import DynamicCache
 
 from multispec.errors import ModelLoadError, PromptError, UnsupportedError, UsageError
 from multispec.guidance import Guidance
-from multispec.modalities.image.codec import check_codes
-from multispec.modalities.image.families._captions import check_caption, tokenizer_of, with_room
-from multispec.modalities.image.families._inner import InnerForward, inner_target
-from multispec.modalities.image.families._loading import load_pair
-from multispec.modalities.image.families._pixels import Scale, check_sides
+from multispec.modalities.image.checkpoints import load_pretrained, load_processor
+from multispec.modalities.image.codec import check_codes, check_sides
+from multispec.modalities.image.families._pixels import Scale, grid_of
+from multispec.modalities.image.families._targets import InnerForward, checked_target, inner_name
+from multispec.modalities.image.reading import check_caption, tokenizer_of, with_room
 from multispec.modalities.layout import Raster
 from multispec.protocols import Target
+from multispec.sampling import Sampling
 from multispec.stream import Allowed, Forced, Prompt, Slot, StreamSpec
-from multispec.targets.causal import decoder_config
+from multispec.targets.causal import context_length, decoder_config, refuse_meta
 from multispec.targets.masks import Pass
 from multispec.targets.ragged import Forward
 
@@ -60,14 +61,14 @@ def load(
         ModelLoadError: a part that is missing or cannot be read.
         UnsupportedError: a language model that cannot be run over ragged rows.
     """
-    pair = load_pair(
+    model, _ = load_pretrained(
         GlmImageForConditionalGeneration,
         name_or_path,
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    return GlmImage.from_model(*pair)
+    return GlmImage.from_model(model, load_processor(name_or_path, trust_remote_code))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +204,11 @@ class GlmImageCodec:
         """Entries of the codebook."""
         return int(self.model.config.vq_config.num_embeddings)
 
+    @property
+    def stride(self) -> int:
+        """Pixels in one direction per code: two patches, since a picture is seen at half its size."""
+        return 2 * int(self.model.config.vision_config.patch_size)
+
     @torch.inference_mode()
     def encode(self, pixels: Float[Tensor, "3 height width"], /) -> Int[Tensor, "H W"]:
         """The codes of a picture, seen at half its size as the processor does.
@@ -210,8 +216,8 @@ class GlmImageCodec:
         Raises:
             UsageError: a picture whose sides are no multiples of 2 patches.
         """
-        patch = int(self.model.config.vision_config.patch_size)
-        height, width = check_sides(pixels, 2 * patch)
+        patch = self.stride // 2
+        height, width = check_sides(pixels, self.stride)
         size = (height * patch, width * patch)
         half = F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
         values = self.scale.into(half).to(self.codebook)
@@ -245,7 +251,7 @@ class GlmImage:
     """A GLM-Image model as a family of picture models.
 
     It was not trained with guidance; where somebody asks for it, the other branch has a negative caption,
-    or none.
+    or none. It is drawn at temperature 0.9 from 0.75 of the mass, as its model card says.
 
     >>> family = GlmImage.from_model(model, processor)                         # doctest: +SKIP
     >>> family.layout((1152, 768)).length                                      # doctest: +SKIP
@@ -257,6 +263,7 @@ class GlmImage:
     codec: GlmImageCodec
     processor: Any
     guidance: Guidance = Guidance(scale=1.0)
+    sampling: Sampling = Sampling(temperature=0.9, top_p=0.75)
 
     @staticmethod
     def from_model(model: Any, processor: Any) -> GlmImage:
@@ -278,6 +285,11 @@ class GlmImage:
             processor=processor,
         )
 
+    @property
+    def symbols(self) -> range:
+        """The codes themselves: the head scores nothing before them."""
+        return range(self.codec.cardinality)
+
     def layout(self, size: tuple[int, int] | None = None, /) -> PreviewedRaster:
         """Any grid whose preview has a code in each direction; the processor's own size without one.
 
@@ -285,13 +297,7 @@ class GlmImage:
             UsageError: a size that is no multiple of 32 pixels, or too long for its width.
         """
         height, width = size or (self.processor.target_h, self.processor.target_w)
-        if height % STRIDE or width % STRIDE or min(height, width) < STRIDE:
-            raise UsageError(
-                f"This model draws pictures whose sides are multiples of {STRIDE} pixels: got {height} x "
-                f"{width}. The nearest is {max(round(height / STRIDE), 1) * STRIDE} x "
-                f"{max(round(width / STRIDE), 1) * STRIDE}."
-            )
-        grids = grids_of(height // STRIDE, width // STRIDE)
+        grids = grids_of(*grid_of((height, width), STRIDE))
         if not int(grids.min()):
             raise UsageError(
                 f"This model cannot draw {height} x {width} pixels: the preview would have no code in one "
@@ -315,32 +321,29 @@ class GlmImage:
             UsageError: a size that the model cannot draw.
         """
         check_caption(tokenizer_of(self.processor), caption)
-        layout = self.layout(size)
-        prompt = self._prompt(caption, layout.height, layout.width)
-        return with_room(prompt, layout.length, self.target)
+        return self._prompt(caption, self.layout(size))
 
-    def _prompt(self, caption: str, height: int, width: int) -> Prompt:
-        size = {"target_h": height * STRIDE, "target_w": width * STRIDE}
+    def _prompt(self, caption: str, layout: PreviewedRaster) -> Prompt:
+        size = {"target_h": layout.height * STRIDE, "target_w": layout.width * STRIDE}
         if getattr(self.processor, "chat_template", None):
             messages = [[{"role": "user", "content": [{"type": "text", "text": caption}]}]]
             more = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
             given = self.processor.apply_chat_template(messages, **more, **size)
         else:
             given = self.processor(text=[caption], return_tensors="pt", **size)
-        grids: Tensor = given[GRIDS]
-        spec = _layout(self.model, grids).spec
-        return Prompt(ids=given["input_ids"][0], conditioning={GRIDS: grids}, spec=spec)
+        prompt = Prompt(ids=given["input_ids"][0], conditioning={GRIDS: given[GRIDS]}, spec=layout.spec)
+        return with_room(prompt, layout.length, self.target)
 
     def unconditional(self, prompt: Prompt, negative: str | None, /) -> Prompt:
         """The same grids behind a negative caption, or behind none.
 
         Raises:
-            PromptError: a negative caption that the tokenizer cannot read, or a prompt without grids.
+            PromptError: a negative caption that the tokenizer cannot read or that leaves no room, or a
+                prompt without grids.
         """
         if negative is not None:
             check_caption(tokenizer_of(self.processor), negative)
-        layout = self.layout_of(prompt)
-        return self._prompt(negative or "", layout.height, layout.width)
+        return self._prompt(negative or "", self.layout_of(prompt))
 
 
 def _layout(model: Any, grids: Tensor) -> PreviewedRaster:
@@ -359,6 +362,7 @@ def _layout(model: Any, grids: Tensor) -> PreviewedRaster:
 
 
 def _target(model: Any) -> Target:
+    refuse_meta(model)
     config = decoder_config(model)
 
     def bind(prompts: Sequence[Prompt]) -> Forward:
@@ -374,8 +378,13 @@ def _target(model: Any) -> Target:
     trial = {GRIDS: torch.tensor([[1, 3, 2], [1, 1, 2]])}
     words = range(int(config.vocab_size) - 1, 0, -1)
     prompts = [Prompt(ids=torch.tensor(words[:n]), conditioning=trial) for n in (4, 2)]
-    return inner_target(
-        model, bind, spec, prompts, reference=lambda prompt, codes: _own_logits(model, prompt, codes)
+    return checked_target(
+        inner_name(model),
+        bind,
+        spec,
+        context_length=context_length(model),
+        prompts=prompts,
+        reference=lambda prompt, codes: _own_logits(model, prompt, codes),
     )
 
 

@@ -17,12 +17,14 @@ from transformers import ImageGPTForCausalImageModeling
 from transformers.image_processing_base import ImageProcessingMixin
 
 from multispec.cache import RaggedCache
-from multispec.errors import ModelLoadError, PromptError, UnsupportedError, UsageError
+from multispec.errors import ModelLoadError, PromptError, UnsupportedError
 from multispec.guidance import Guidance
 from multispec.modalities.image.checkpoints import first_line, load_pretrained
 from multispec.modalities.image.codec import check_codes
-from multispec.modalities.image.families._ragged import RaggedTarget, require_agreement
+from multispec.modalities.image.families._pixels import require_size
+from multispec.modalities.image.families._targets import RaggedTarget, checked_target
 from multispec.modalities.layout import Layout, Raster
+from multispec.sampling import Sampling
 from multispec.stream import Prompt, StreamSpec
 from multispec.targets.causal import refuse_meta
 from multispec.targets.loading import Device
@@ -67,11 +69,13 @@ class ImageGPT:
     """Chen et al. (2020), "Generative Pretraining from Pixels": one symbol is one pixel's colour cluster.
 
     The prompt is the model's start symbol, or that and the upper rows of a picture, which are then
-    completed. There are no words and no guidance.
+    completed. There are no words and no guidance; it is drawn from its own law at temperature 1.
 
     >>> family = load("openai/imagegpt-small")                                 # doctest: +SKIP
     >>> family.prompt().ids.tolist()                                           # doctest: +SKIP
     [512]
+    >>> rows = family.codec.encode(pixels)[:16]                                # doctest: +SKIP
+    >>> Generator(family.target, Images(family)).generate({"rows": rows})      # doctest: +SKIP
     """
 
     def __init__(self, model: Any, codec: Clusters) -> None:
@@ -89,7 +93,9 @@ class ImageGPT:
                 "clusters. Load the image processor that belongs to the model."
             )
         self.codec = codec
-        self.guidance = Guidance(scale=1.0)
+        self.model = model
+        self.guidance, self.sampling = Guidance(scale=1.0), Sampling()
+        self.symbols = range(colours)
         self._side, self._start = side, int(model.config.vocab_size) - 1
         self._raster = Raster(height=side, width=side, codes=colours, prompt_size=self._start + 1)
         self.target = _target(model, self._raster.spec, self._start)
@@ -117,33 +123,35 @@ class ImageGPT:
         Raises:
             UsageError: another size.
         """
-        if size not in (None, (self._side, self._side)):
-            raise UsageError(
-                f"This ImageGPT draws {self._side} x {self._side} pixels: got {size}. Leave the size out."
-            )
+        require_size(size, (self._side, self._side))
         return self._raster
 
-    def prompt(
-        self, caption: str | Sequence[Sequence[int]] | Tensor = "", size: tuple[int, int] | None = None, /
-    ) -> Prompt:
-        """Start from nothing, or from the upper rows of a picture, given as rows of codes.
+    def prompt(self, caption: str = "", size: tuple[int, int] | None = None, /) -> Prompt:
+        """Start from nothing.
 
         Raises:
-            PromptError: words, or rows that are no upper part of a picture.
+            PromptError: words.
+            UsageError: a size that the model cannot draw.
         """
         self.layout(size)
-        if isinstance(caption, str):
-            if caption.strip():
-                raise PromptError(
-                    f"ImageGPT reads no words: got the caption {caption[:40]!r}. Pass '' for a picture from "
-                    "nothing, or the upper rows of a picture as lists of codes."
-                )
-            return Prompt(ids=torch.tensor([self._start]), spec=self._raster.spec)
-        rows = self._rows(caption)
-        ids = torch.cat([torch.tensor([self._start]), rows.flatten()])
-        return Prompt(ids=ids, spec=self._completed(rows).spec)
+        if caption.strip():
+            raise PromptError(
+                f"ImageGPT reads no words: got the caption {caption[:40]!r}. Pass '' for a picture from "
+                'nothing, or {"rows": ...} with the upper rows of a picture, as lists of codes.'
+            )
+        return Prompt(ids=torch.tensor([self._start]), spec=self._raster.spec)
 
-    def _rows(self, given: Sequence[Sequence[int]] | Tensor) -> Int[Tensor, "H W"]:
+    def completion(self, rows: Any, /) -> Prompt:
+        """Start from the upper rows of a picture, given as lists of codes or as a tensor ``[H, W]``.
+
+        Raises:
+            PromptError: rows that are no upper part of a picture.
+        """
+        upper = self._rows(rows)
+        ids = torch.cat([torch.tensor([self._start]), upper.flatten()])
+        return Prompt(ids=ids, spec=self._completed(upper).spec)
+
+    def _rows(self, given: Any) -> Int[Tensor, "H W"]:
         try:
             rows = torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError):
@@ -235,6 +243,11 @@ class Clusters:
         """How many colours there are."""
         return len(self.codebook)
 
+    @property
+    def stride(self) -> int:
+        """One pixel per code."""
+        return 1
+
     def encode(self, pixels: Float[Tensor, "3 height width"], /) -> Int[Tensor, "H W"]:
         """The nearest colour of every pixel."""
         colours = rearrange(pixels.float().cpu() * 2 - 1, "c h w -> h w c")
@@ -298,13 +311,6 @@ class ImageGPTForward:
 
 def _target(model: Any, spec: StreamSpec, start: int) -> RaggedTarget:
     forward = ImageGPTForward(model)
-    target = RaggedTarget(
-        lambda _: forward,
-        spec,
-        context_length=1 + int(model.config.n_positions),
-        device=forward.like.device,
-        way=type(forward).__name__,
-    )
 
     def plain(prompt: Prompt, symbols: Sequence[int]) -> Tensor:
         ids = torch.tensor([[*prompt.ids.tolist(), *symbols]], device=forward.like.device)
@@ -312,5 +318,11 @@ def _target(model: Any, spec: StreamSpec, start: int) -> RaggedTarget:
         return logits
 
     prompts = [Prompt(ids=torch.tensor([start])), Prompt(ids=torch.tensor([start, 1, 0]))]
-    require_agreement("ImageGPT", target, prompts, plain, forward.like.dtype)
-    return target
+    return checked_target(
+        "ImageGPT",
+        lambda _: forward,
+        spec,
+        context_length=1 + int(model.config.n_positions),
+        prompts=prompts,
+        reference=plain,
+    )

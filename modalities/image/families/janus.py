@@ -22,21 +22,16 @@ from transformers import JanusForConditionalGeneration
 
 from multispec.errors import ModelLoadError, UsageError
 from multispec.guidance import Guidance
-from multispec.modalities.image.codec import check_codes
-from multispec.modalities.image.families._captions import (
-    as_chat,
-    check_caption,
-    token_id,
-    tokenizer_of,
-    with_room,
-)
-from multispec.modalities.image.families._inner import InnerForward, inner_target
-from multispec.modalities.image.families._loading import load_pair
-from multispec.modalities.image.families._pixels import Scale, check_sides
+from multispec.modalities.image.checkpoints import load_pretrained, load_processor
+from multispec.modalities.image.codec import check_codes, check_sides
+from multispec.modalities.image.families._pixels import Scale, require_size
+from multispec.modalities.image.families._targets import InnerForward, checked_target, inner_name
+from multispec.modalities.image.reading import as_chat, check_caption, token_id, tokenizer_of, with_room
 from multispec.modalities.layout import Raster
 from multispec.protocols import Target
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
-from multispec.targets.causal import decoder_config
+from multispec.targets.causal import context_length, decoder_config, refuse_meta
 from multispec.targets.masks import Pass
 
 # What the released models were shown with.
@@ -61,14 +56,14 @@ def load(
         ModelLoadError: a part that is missing or cannot be read.
         UnsupportedError: a language model that cannot be run over ragged rows.
     """
-    pair = load_pair(
+    model, _ = load_pretrained(
         JanusForConditionalGeneration,
         name_or_path,
         device=device,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
-    return Janus.from_model(*pair)
+    return Janus.from_model(model, load_processor(name_or_path, trust_remote_code))
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ def _blank(model: Any, tokenizer: Any) -> Blank:
 
 @dataclass(frozen=True, kw_only=True)
 class Janus:
-    """A Janus model as a family of picture models.
+    """A Janus model as a family of picture models, drawn from its own law at temperature 1 as by its authors.
 
     >>> family = Janus.from_model(model, processor)                            # doctest: +SKIP
     >>> Generator(family.target, Images(family)).generate("a red heart")       # doctest: +SKIP
@@ -178,6 +173,7 @@ class Janus:
     guidance: Guidance
     processor: Any
     blank: Blank
+    sampling: Sampling = Sampling()
 
     @staticmethod
     def from_model(model: Any, processor: Any) -> Janus:
@@ -206,6 +202,11 @@ class Janus:
             blank=_blank(model, tokenizer),
         )
 
+    @property
+    def symbols(self) -> range:
+        """The codes themselves: pictures have a vocabulary of their own."""
+        return range(self.codec.cardinality)
+
     def layout(self, size: tuple[int, int] | None = None, /) -> Raster:
         """The one grid that it was trained on.
 
@@ -213,11 +214,7 @@ class Janus:
             UsageError: any other size.
         """
         own = self.codec.side * self.codec.stride
-        if size is not None and tuple(size) != (own, own):
-            raise UsageError(
-                f"This model draws pictures of {own} x {own} pixels and no others: got "
-                f"{' x '.join(map(str, size))}. Leave the size out, and resize the picture."
-            )
+        require_size(size, (own, own))
         return _layout(self.model, self.codec.side)
 
     def layout_of(self, prompt: Prompt, /) -> Raster:
@@ -255,19 +252,24 @@ def _layout(model: Any, side: int) -> Raster:
 
 
 def _target(model: Any, side: int) -> Target:
-    forward = InnerForward(
-        model,
-        embed=lambda ids, step: _embedded(model, ids, step),
-        head=model.model.generation_head,
-        positions=lambda step: step.positions(model.device),
-    )
+    refuse_meta(model)
+
+    def bind(_: Sequence[Prompt]) -> InnerForward:
+        return InnerForward(
+            model,
+            embed=lambda ids, step: _embedded(model, ids, step),
+            head=model.model.generation_head,
+            positions=lambda step: step.positions(model.device),
+        )
+
     trial = [[3, 5, 7, 2], [4, 6]]
     words = int(decoder_config(model).vocab_size)
     prompts = [Prompt(ids=torch.tensor([one % words for one in ids])) for ids in trial]
-    return inner_target(
-        model,
-        bind=lambda _: forward,
-        spec=_layout(model, side).spec,
+    return checked_target(
+        inner_name(model),
+        bind,
+        _layout(model, side).spec,
+        context_length=context_length(model),
         prompts=prompts,
         reference=lambda prompt, codes: _own_logits(model, prompt, codes),
     )

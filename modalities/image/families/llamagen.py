@@ -16,21 +16,20 @@ from torch import Tensor
 from multispec.errors import ModelLoadError, PromptError, UsageError
 from multispec.guidance import Guidance
 from multispec.modalities.image.checkpoints import file_of, read_state
-from multispec.modalities.image.families._llamagen_model import (
-    LlamaGenForward,
-    LlamaGenModel,
-    square,
-)
-from multispec.modalities.image.families._ragged import RaggedTarget, require_agreement
+from multispec.modalities.image.families._llamagen_model import LlamaGenForward, LlamaGenModel, square
+from multispec.modalities.image.families._pixels import require_size
+from multispec.modalities.image.families._targets import RaggedTarget, checked_target
 from multispec.modalities.image.family import PictureCodec
 from multispec.modalities.image.vqgan import VQGAN
 from multispec.modalities.layout import Layout, Raster
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
 from multispec.targets.loading import Device, default_device
 
 _WEIGHTS = (".pt", ".pth", ".safetensors")
-# The scales of the authors' sampling scripts.
+# The scales and the symbols to draw from of the authors' sampling scripts.
 _CLASS_SCALE, _TEXT_SCALE = 4.0, 7.5
+_CLASS_TOP_K, _TEXT_TOP_K = 2000, 1000
 
 
 @runtime_checkable
@@ -71,13 +70,14 @@ def load(
     """
     place = default_device() if device is None else torch.device(device)
     weights, pictures = _files(name_or_path, codec)
+    told, state = _settings(weights.parent), read_state(weights)
     tokenizer = VQGAN.load(pictures, device=place)
-    grid = _grid(weights, image_size, tokenizer.stride)
-    told = _settings(weights.parent).get("n_head")
-    heads = told if heads is None and isinstance(told, int) else heads
-    model = LlamaGenModel.of(read_state(weights), grid, heads, weights)
+    grid = _grid(weights, told.get("block_size"), image_size, tokenizer.stride)
+    known = told.get("n_head")
+    heads = known if heads is None and isinstance(known, int) else heads
+    model = LlamaGenModel.of(state, grid, heads, weights)
     kind = _dtype(dtype, place, model.tok_embeddings.weight.dtype)
-    return LlamaGen.from_model(model.to(place, kind), tokenizer, encoder=encoder, stride=tokenizer.stride)
+    return LlamaGen.from_model(model.to(place, kind), tokenizer, encoder=encoder)
 
 
 def _dtype(asked: torch.dtype | str | None, place: torch.device, stored: torch.dtype) -> torch.dtype:
@@ -91,25 +91,13 @@ def _dtype(asked: torch.dtype | str | None, place: torch.device, stored: torch.d
     return found
 
 
-def is_checkpoint(name_or_path: str | Path) -> bool:
-    """True for a name that ``load`` may read: a weight file, or a folder of them of no other model.
-
-    >>> is_checkpoint("FoundationVision/LlamaGen/c2i_B_256.pt"), is_checkpoint("Qwen/Qwen3-8B")
-    (True, False)
-    """
-    path = Path(name_or_path)
-    if not path.is_dir():
-        return path.suffix in _WEIGHTS
-    own = _settings(path).get("model_type") in (None, "llamagen")
-    return own and any(one.suffix in _WEIGHTS for one in path.iterdir())
-
-
 class LlamaGen:
     """Sun et al. (2024), arXiv 2406.06525: a Llama over the codes of a VQGAN, row by row.
 
     A class-conditional model takes the number of an ImageNet class for a caption. A text-conditional
     one reads features of T5, a model of its own: give ``encoder``, or make prompts with ``featured``.
-    ``cfg_interval`` is the authors': guidance ends behind that many codes and two; -1 is never.
+    ``cfg_interval`` is the authors': guidance ends behind that many codes and two; -1 is never. As by
+    their scripts, classes are drawn from the 2000 best codes and texts from 1000, at temperature 1.
 
     >>> family = load("c2i_B_256.pt", codec="vq_ds16_c2i.pt")                  # doctest: +SKIP
     >>> family.prompt("207").ids.tolist()                                      # doctest: +SKIP
@@ -117,16 +105,13 @@ class LlamaGen:
     """
 
     def __init__(
-        self,
-        model: LlamaGenModel,
-        codec: PictureCodec,
-        encoder: TextEncoder | None,
-        guidance: Guidance,
-        stride: int,
+        self, model: LlamaGenModel, codec: PictureCodec, encoder: TextEncoder | None, guidance: Guidance
     ) -> None:
         self.codec, self.guidance = codec, guidance
+        self.sampling = Sampling(top_k=_TEXT_TOP_K if model.config.textual else _CLASS_TOP_K)
+        self.symbols = range(model.config.vocab_size)
         self._model, self._encoder, self._config = model, encoder, model.config
-        self._side = model.config.grid * stride
+        self._side = model.config.grid * codec.stride
         self._raster = Raster(
             height=model.config.grid,
             width=model.config.grid,
@@ -143,9 +128,8 @@ class LlamaGen:
         encoder: TextEncoder | None = None,
         scale: float | None = None,
         cfg_interval: int = -1,
-        stride: int = 16,
     ) -> LlamaGen:
-        """From a loaded transformer and its picture tokenizer, which makes a code of ``stride`` pixels.
+        """From a loaded transformer and its picture tokenizer.
 
         Raises:
             UsageError: an interval below -1.
@@ -162,7 +146,7 @@ class LlamaGen:
         # The authors count decoding steps from the second code, and guide up to step cfg_interval.
         stop = None if cfg_interval == -1 else cfg_interval + 2
         guidance = Guidance(scale=default if scale is None else scale, stop=stop)
-        return LlamaGen(model, codec, encoder, guidance, stride)
+        return LlamaGen(model, codec, encoder, guidance)
 
     def layout(self, size: tuple[int, int] | None = None, /) -> Layout:
         """The square that the model was trained on.
@@ -170,11 +154,7 @@ class LlamaGen:
         Raises:
             UsageError: another size.
         """
-        if size not in (None, (self._side, self._side)):
-            raise UsageError(
-                f"This LlamaGen draws {self._side} x {self._side} pixels: got {size}. Leave the size out, or "
-                "load the checkpoint of another size."
-            )
+        require_size(size, (self._side, self._side))
         return self._raster
 
     def prompt(self, caption: str | int, size: tuple[int, int] | None = None, /) -> Prompt:
@@ -259,21 +239,18 @@ class LlamaGen:
         return LlamaGenForward(self._model, [self._prefix(prompt) for prompt in prompts])
 
     def _target(self) -> RaggedTarget:
-        like = self._model.tok_embeddings.weight
-        target = RaggedTarget(
-            self._bind,
-            self._raster.spec,
-            context_length=self._config.prefix_length + self._raster.length,
-            device=like.device,
-            way=LlamaGenForward.__name__,
-        )
-
         def plain(prompt: Prompt, codes: Sequence[int]) -> Tensor:
             logits: Tensor = self._model(self._prefix(prompt), codes)[-1]
             return logits
 
-        require_agreement("LlamaGen", target, self._samples(), plain, like.dtype)
-        return target
+        return checked_target(
+            "LlamaGen",
+            self._bind,
+            self._raster.spec,
+            context_length=self._config.prefix_length + self._raster.length,
+            prompts=self._samples(),
+            reference=plain,
+        )
 
     def _samples(self) -> list[Prompt]:
         if not self._config.textual:
@@ -306,9 +283,8 @@ def _files(name_or_path: str | Path, codec: str | Path | None) -> tuple[Path, Pa
     return weights[0], found[0] if codec is None else file_of(codec)
 
 
-def _grid(weights: Path, image_size: int | None, stride: int) -> int:
-    """Codes in a row."""
-    length = _settings(weights.parent).get("block_size")
+def _grid(weights: Path, length: object, image_size: int | None, stride: int) -> int:
+    """Codes in a row, where config.json says that a picture has ``length`` of them."""
     if image_size is None and isinstance(length, int):
         return square(length)
     named = re.search(r"(?<!\d)(256|384|512)(?!\d)", weights.stem)

@@ -11,20 +11,21 @@ where ``vq`` is a folder of diffusers' ``VQModel``, seen from the folder of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
-from multispec.errors import ModelLoadError, PromptError, UsageError
+from multispec.errors import ModelLoadError, PromptError
 from multispec.guidance import Guidance
+from multispec.modalities.image.checkpoints import load_tokenizer
 from multispec.modalities.image.codec import VQCodec
-from multispec.modalities.image.reading import Alphabet
+from multispec.modalities.image.families._pixels import require_size
+from multispec.modalities.image.reading import Alphabet, caption_ids, with_room
 from multispec.modalities.layout import Raster
 from multispec.protocols import Target
+from multispec.sampling import Sampling
 from multispec.stream import Prompt
 from multispec.targets import target_for
 from multispec.targets.loading import load_model
@@ -57,16 +58,7 @@ def load(
             f"{str(name_or_path)!r} draws with {own.codes} codes, and its picture tokenizer {own.vq!r} has "
             f"{codec.cardinality}. Train or copy both together."
         )
-    return RasterLlama(target, codec, _tokenizer(name_or_path), own)
-
-
-def _tokenizer(name_or_path: str | Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path)
-    except Exception as error:  # tokenizers and transformers raise many kinds for broken files
-        raise ModelLoadError(
-            f"The tokenizer in {str(name_or_path)!r} cannot be read: {error} Copy tokenizer.json again."
-        ) from error
+    return RasterLlama(target, codec, load_tokenizer(name_or_path), own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +98,13 @@ def _described(config: Any, where: str | Path) -> Described:
 
 
 class RasterLlama:
-    """One loaded model of this format; see the module."""
+    """One loaded model of this format, drawn from its own law at temperature 1; see the module."""
 
     def __init__(self, target: Target, codec: VQCodec, tokenizer: Any, own: Described) -> None:
         self.target = target
         self.codec = codec
-        self.guidance = Guidance(scale=own.guidance)
+        self.guidance, self.sampling = Guidance(scale=own.guidance), Sampling()
+        self.symbols = range(own.offset, own.offset + own.codes)
         self._tokenizer = tokenizer
         self._own = own
         self._alphabet = Alphabet.of(tokenizer)
@@ -130,12 +123,7 @@ class RasterLlama:
             UsageError: any other size.
         """
         layout, stride = self._layout, self.codec.stride
-        own = (layout.height * stride, layout.width * stride)
-        if size is not None and tuple(size) != own:
-            raise UsageError(
-                f"This model draws pictures of {own[0]} x {own[1]} pixels and no others: got "
-                f"{' x '.join(map(str, size))}. Leave the size out, and resize the picture."
-            )
+        require_size(size, (layout.height * stride, layout.width * stride))
         return layout
 
     def layout_of(self, prompt: Prompt, /) -> Raster:
@@ -147,39 +135,26 @@ class RasterLlama:
 
         Raises:
             PromptError: a caption that its tokenizer cannot read, or that leaves no room for a picture.
+            UsageError: a size that the model cannot draw.
         """
-        layout = self.layout(size)
-        ids = self._ids(caption)
-        limit = self.target.context_length
-        if limit is not None and len(ids) + layout.length > limit:
-            raise PromptError(
-                f"A caption may have {limit - layout.length - 2} symbols here, since the picture needs "
-                f"{layout.length} of the model's context of {limit}: got {len(ids) - 2}. Shorten the caption."
-            )
-        return Prompt(ids=torch.tensor(ids), spec=layout.spec)
+        return self._prompt(caption, self.layout(size))
 
     def unconditional(self, prompt: Prompt, negative: str | None, /) -> Prompt:
-        """bos and begin-of-image, with the negative caption between them where there is one."""
-        return Prompt(ids=torch.tensor(self._ids(negative or "")), spec=prompt.spec)
+        """bos and begin-of-image, with the negative caption between them where there is one.
 
-    def _ids(self, caption: str) -> list[int]:
+        Raises:
+            PromptError: a negative caption that its tokenizer cannot read, or that leaves no room.
+        """
+        return self._prompt(negative or "", self._layout)
+
+    def _prompt(self, caption: str, layout: Raster) -> Prompt:
+        own, tokenizer = self._own, self._tokenizer
         self._alphabet.check(caption)
-        ids: list[int] = self._tokenizer(caption, add_special_tokens=False)["input_ids"]
-        self._check(caption, ids)
-        return [self._own.bos, *ids, self._own.begin_of_image]
-
-    def _check(self, caption: str, ids: Sequence[int]) -> None:
-        own = self._own
-        codes = range(own.offset, own.offset + own.codes)
-        special = {own.bos, own.begin_of_image}
-        wrong = [one for one in ids if one in codes or one in special]
-        if wrong:
-            raise PromptError(
-                f"A caption is words: got {caption!r}, which holds the symbol {wrong[0]} that marks or codes "
-                "pictures. Take it out."
-            )
-        if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
+        words = caption_ids(tokenizer, caption, {own.bos, own.begin_of_image, *self.symbols})
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in words:
             raise PromptError(
                 f"The caption {caption!r} has a part that this model's tokenizer has no symbol for. It reads "
                 f"{self._alphabet}. Say it in other words."
             )
+        ids = torch.tensor([own.bos, *words, own.begin_of_image])
+        return with_room(Prompt(ids=ids, spec=layout.spec), layout.length, self.target)
