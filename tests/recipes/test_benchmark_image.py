@@ -49,7 +49,7 @@ def test_every_setting_has_every_figure(figures: list[dict[str, Any]]) -> None:
         lines = [row for row in figures if row["what"].startswith(case + ":")]
         asked[case] = [row["goal"] for row in lines]
         assert len([goal for goal in asked[case] if goal is not None]) == 10
-        for part in ("target calls", "time", "budget 0.05", "lantern", "gsd", "coupled", "sjd"):
+        for part in ("target calls", "time", "budget 0.05", "lantern", "gsd", "sjd"):
             assert any(part in row["what"].lower() for row in lines), part
     assert len(figures) == sum(map(len, asked.values()))
 
