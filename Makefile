@@ -4,8 +4,9 @@
 demo: setup ## generate with the embedded models, plain and speculative side by side
 	.venv/bin/multispec demo $(ARGS)
 
+# A file stays in one process, so that its fixtures are made once.
 test: setup ## run the tests; make test ARGS="tests/core -x" runs some of them
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: setup ## run every gate: format, lint, types, import contract
 	scripts/check
