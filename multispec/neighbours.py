@@ -22,6 +22,8 @@ from multispec.errors import UsageError
 
 # Entries of one block of distances: 32 MiB in float64, whatever the codebook.
 _BLOCK = 2**22
+# Codebooks of so many codes keep all their distances: 16 MiB.
+_WHOLE = 2048
 _VERSION = "multispec neighbours 1"
 
 
@@ -63,6 +65,7 @@ class Neighbours:
     symbols: Sequence[int] | None = None
     _tables: dict[tuple[int, torch.device], Nearest] = field(init=False, default_factory=dict, repr=False)
     _books: dict[torch.device, Tensor] = field(init=False, default_factory=dict, repr=False)
+    _wholes: dict[torch.device, Tensor] = field(init=False, default_factory=dict, repr=False)
     _symbols: dict[torch.device, _Symbols] = field(init=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,17 +93,22 @@ class Neighbours:
         """The number of codes."""
         return len(self.codebook)
 
+    @cached_property
+    def span(self) -> range:
+        """The ids from the first code's symbol to the last one's."""
+        given = range(self.offset, self.offset + self.size) if self.symbols is None else self.symbols
+        return range(min(given), max(given) + 1)
+
     def check(self, vocab_size: int) -> Neighbours:
         """Itself, if all its codes are symbols of such a vocabulary.
 
         Raises:
             UsageError: the codebook reaches past the vocabulary.
         """
-        ids = range(self.offset, self.offset + self.size) if self.symbols is None else self.symbols
-        if max(ids) >= vocab_size:
+        if self.span.stop > vocab_size:
             raise UsageError(
-                f"A codebook must lie within the vocabulary: got {self.size} codes from id {min(ids)} on, "
-                f"for {vocab_size} symbols. Pass the codebook of this model, and the id of its first code."
+                f"A codebook must lie within the vocabulary: got {self.size} codes from id {self.span.start} "
+                f"on, for {vocab_size} symbols. Pass the codebook of this model, and the id of its first one."
             )
         return self
 
@@ -123,15 +131,31 @@ class Neighbours:
 
     def squared_distances(self, ids: Int[Tensor, " n"], others: Int[Tensor, "n m"]) -> Float[Tensor, "n m"]:
         """Squared L2 distance of each symbol to some others; inf where one of them is no code."""
-        book, centres, around = self._codebook_on(ids.device), self._codes(ids), self._codes(others)
-        found = torch.full(others.shape, torch.inf, device=ids.device)
-        rows = max(_BLOCK // max(others.shape[1] * book.shape[1], 1), 1)
-        for start in range(0, len(ids), rows):
-            here = slice(start, start + rows)
-            # The places of what is no code are overwritten below.
-            found[here] = (book[around[here]] - book[centres[here]][:, None]).square().sum(-1)
+        centres, around = self._codes(ids), self._codes(others)
+        # The places of what is no code are overwritten below.
+        if self.size <= _WHOLE:
+            found = self._distances(ids.device)[centres[:, None], around]
+        else:
+            found = self._between(self._codebook_on(ids.device), centres, around)
         found = found.masked_fill((around < 0) | (centres < 0)[:, None], torch.inf)
         return found.masked_fill(others == ids[:, None], 0.0)
+
+    @staticmethod
+    def _between(book: Tensor, centres: Tensor, around: Tensor) -> Tensor:
+        found = torch.full(around.shape, torch.inf, device=book.device)
+        rows = max(_BLOCK // max(around.shape[1] * book.shape[1], 1), 1)
+        for start in range(0, len(centres), rows):
+            here = slice(start, start + rows)
+            found[here] = (book[around[here]] - book[centres[here]][:, None]).square().sum(-1)
+        return found
+
+    def _distances(self, device: torch.device) -> Tensor:
+        """Of every code to every other."""
+        if device not in self._wholes:
+            every = torch.arange(self.size, device=device)
+            around = every.expand(self.size, -1)
+            self._wholes[device] = self._between(self._codebook_on(device), every, around)
+        return self._wholes[device]
 
     def _codes(self, ids: Tensor) -> Tensor:
         """The code of each symbol; -1 where it has none."""

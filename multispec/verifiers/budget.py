@@ -9,7 +9,7 @@ from multispec.errors import UsageError
 from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise
 from multispec.stream import Draft, Verdict
-from multispec.verifiers.relaxing import ROUNDING, Place, Trial, leftover, walk
+from multispec.verifiers.relaxing import ROUNDING, Candidates, Relaxed, Trials, leftover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +48,21 @@ class BudgetedRejection:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        return walk(draft, p, noise, standing, self._try)
+        return Relaxed(rule=self._try).walk(draft, p, noise, standing)
 
-    def _try(self, at: Place) -> Trial:
+    def _try(self, at: Candidates) -> Trials:
         p, q = at.p, at.q
         excess = (q - p).clamp_(min=0).masked_fill_(p <= 0, 0)
-        g = p + self._theta(at, float(excess.sum())) * excess
-        return Trial.of(q, g, leftover(p, q))
+        theta = p.new_tensor(self._thetas(at, excess.sum(-1).tolist()))
+        return Trials.of(q, p + theta[:, None] * excess, leftover(p, q))
 
-    def _theta(self, at: Place, most: float) -> float:
-        """The share of ``most`` that may be spent here."""
-        earned = self.per_token * (at.position + 1) - at.spent
-        room = earned * self.decay**at.depth - ROUNDING
-        if not at.last or room <= 0 or most <= 0:
-            return 0.0
-        return min(1.0, room / (most * at.reach)) if at.reach > 0 else 0.0
+    def _thetas(self, at: Candidates, most: list[float]) -> list[float]:
+        """The share of ``most`` that may be spent at each, when all before it are kept."""
+        found, spent = list[float](), at.spent
+        for n, each in enumerate(most):
+            earned = self.per_token * (at.position + n + 1) - spent
+            room = earned * self.decay ** (at.depth + n) - ROUNDING
+            free = at.last and room > 0 and each > 0 and at.reach > 0
+            found.append(min(1.0, room / (each * at.reach)) if free else 0.0)
+            spent += found[-1] * each * at.reach
+        return found

@@ -12,7 +12,7 @@ from multispec.errors import UsageError
 from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise
 from multispec.stream import Draft, Verdict
-from multispec.verifiers.relaxing import Place, Trial, leftover, walk
+from multispec.verifiers.relaxing import Candidates, Relaxed, Trials, leftover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,9 @@ class CoolSD:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        return walk(draft, p, noise, standing, self._try)
+        return Relaxed(rule=self._try).walk(draft, p, noise, standing)
 
-    def _try(self, at: Place) -> Trial:
-        g = self.weight(at.depth) * at.p
-        return Trial.of(at.q, g, leftover(at.p, torch.minimum(g, at.q)))
+    def _try(self, at: Candidates) -> Trials:
+        w = at.p.new_tensor([self.weight(at.depth + n) for n in range(len(at.p))])
+        g = w[:, None] * at.p
+        return Trials.of(at.q, g, leftover(at.p, torch.minimum(g, at.q)))

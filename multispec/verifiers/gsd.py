@@ -15,7 +15,7 @@ from multispec.neighbours import Neighbours, needed
 from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise
 from multispec.stream import Draft, Verdict
-from multispec.verifiers.relaxing import Place, Trial, leftover, walk
+from multispec.verifiers.relaxing import Candidates, Relaxed, Trials, leftover
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +61,32 @@ class GSD:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        if self.needs_neighbours:
-            needed(self.neighbours, self.name, p.scores.shape[-1])
-        return walk(draft, p, noise, standing, self._try)
+        near = needed(self.neighbours, self.name, p.scores.shape[-1]) if self.needs_neighbours else None
+        return Relaxed(rule=self._try, neighbours=near).walk(draft, p, noise, standing)
 
-    def _try(self, at: Place) -> Trial:
+    def _try(self, at: Candidates) -> Trials:
         p, q = at.p, at.q
-        x = ((q > 0) & (p > 0)).nonzero()[:, 0]
-        C, member = self._groups(p, x)
-        ratio = (p[C] * member).sum(-1) / (q[C] * member).sum(-1)
-        g = torch.zeros_like(p).index_copy_(0, x, q[x] * ratio)
+        n, x = ((q > 0) & (p > 0)).nonzero(as_tuple=True)
+        C, member = self._groups(p, n, x, at.first)
+        ratio = (p[n[:, None], C] * member).sum(-1) / (q[n[:, None], C] * member).sum(-1)
+        g = torch.zeros_like(p).index_put_((n, x), q[n, x] * ratio)
         published = self.residual == "published"
-        return Trial.of(q, g, leftover(p, q if published else torch.minimum(g, q)))
+        return Trials.of(q, g, leftover(p, q if published else torch.minimum(g, q)))
 
     def _groups(
-        self, p: Float[Tensor, " V"], x: Int[Tensor, " n"]
-    ) -> tuple[Int[Tensor, "n G"], Bool[Tensor, "n G"]]:
-        """The symbols ranked around each x, and which of them are in its group."""
-        order = p.argsort(stable=True)
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(p), device=p.device))[x]
+        self, p: Float[Tensor, "n V"], n: Int[Tensor, " m"], x: Int[Tensor, " m"], first: int
+    ) -> tuple[Int[Tensor, "m G"], Bool[Tensor, "m G"]]:
+        """The columns ranked around each x in its row n, and which of them are in its group."""
+        order = p.argsort(dim=-1, stable=True)
+        ranks = torch.empty_like(order).scatter_(
+            -1, order, torch.arange(p.shape[-1], device=p.device).expand_as(p)
+        )
         half = self.group // 2
-        places = rank[:, None] + torch.arange(-half, self.group - half, device=p.device)
-        C = order[places.clamp(0, len(p) - 1)]
-        member = (places < len(p)) & ((p[C] - p[x][:, None]).abs() < self.gap)
+        rank = ranks[n, x][:, None]
+        places = rank + torch.arange(-half, self.group - half, device=p.device)
+        C = order[n[:, None], places.clamp(0, p.shape[-1] - 1)]
+        member = (places < p.shape[-1]) & ((p[n[:, None], C] - p[n, x][:, None]).abs() < self.gap)
         if self.radius is not None and self.neighbours is not None:
-            member &= self.neighbours.squared_distances(x, C) < self.radius
-        alone = places == rank[:, None]
-        return C, torch.where((rank < half)[:, None], alone, member | alone)
+            member &= self.neighbours.squared_distances(x + first, C + first) < self.radius
+        alone = places == rank
+        return C, torch.where(rank < half, alone, member | alone)

@@ -15,7 +15,7 @@ from multispec.neighbours import Neighbours, needed
 from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise
 from multispec.stream import Draft, Verdict
-from multispec.verifiers.relaxing import Place, Trial, leftover, walk
+from multispec.verifiers.relaxing import Candidates, Relaxed, Trials, leftover
 
 # Neighbours of so many symbols at a time: 16 MiB in float64.
 _BLOCK = 2**21
@@ -59,12 +59,11 @@ class Lantern:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        needed(self.neighbours, self.name, p.scores.shape[-1])
-        return walk(draft, p, noise, standing, self._try, restless=self.residual == "published")
+        near = needed(self.neighbours, self.name, p.scores.shape[-1])
+        return self._rule(near).relaxed.walk(draft, p, noise, standing)
 
-    def _try(self, at: Place) -> Trial:
-        near = needed(self.neighbours, self.name, len(at.p))
-        return _Borrowing(near, self.k, self.residual, self.delta, 0.0).trial(at)
+    def _rule(self, near: Neighbours) -> _Borrowing:
+        return _Borrowing(near, self.k, self.residual, self.delta, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +95,11 @@ class LanternPlusPlus:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        needed(self.neighbours, self.name, p.scores.shape[-1])
-        return walk(draft, p, noise, standing, self._try, restless=self.residual == "published")
+        near = needed(self.neighbours, self.name, p.scores.shape[-1])
+        return self._rule(near).relaxed.walk(draft, p, noise, standing)
 
-    def _try(self, at: Place) -> Trial:
-        near = needed(self.neighbours, self.name, len(at.p))
-        return _Borrowing(near, self.k, self.residual, 0.0, self.delta - 1).trial(at)
+    def _rule(self, near: Neighbours) -> _Borrowing:
+        return _Borrowing(near, self.k, self.residual, 0.0, self.delta - 1)
 
 
 def _check(name: str, k: int, residual: str) -> None:
@@ -113,11 +111,13 @@ def _check(name: str, k: int, residual: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Near:
-    """Symbols ``x [n]``, their neighbours ``N [n, k]``, and the mass ``A [n]`` they may borrow."""
+    """Columns ``x [m]`` in the rows ``n [m]``, their neighbours ``N [m, k]``, and the mass ``A [m]`` they may
+    borrow."""
 
-    x: Int[Tensor, " n"]
-    N: Int[Tensor, "n k"]
-    A: Float[Tensor, " n"]
+    n: Int[Tensor, " m"]
+    x: Int[Tensor, " m"]
+    N: Int[Tensor, "m k"]
+    A: Float[Tensor, " m"]
 
 
 @dataclass(frozen=True)
@@ -130,56 +130,81 @@ class _Borrowing:
     absolute: float
     relative: float
 
-    def _near(self, p: Tensor, x: Tensor) -> _Near:
-        N = self.neighbours.of(x, self.k)
-        mass = p[N].cumsum(-1)
-        limit = self.absolute + self.relative * p[x]
+    @property
+    def relaxed(self) -> Relaxed:
+        """The rule on its way down a draft."""
+        restless = self.residual == "published"
+        return Relaxed(rule=self.trials, restless=restless, neighbours=self.neighbours)
+
+    def _near(self, p: Tensor, n: Tensor, x: Tensor, first: int) -> _Near:
+        N = self.neighbours.of(x + first, self.k) - first
+        mass = p[n[:, None], N].cumsum(-1)
+        limit = self.absolute + self.relative * p[n, x]
         count = torch.searchsorted(mass, limit[:, None], right=True)
         A = mass.gather(-1, (count - 1).clamp(min=0))[:, 0]
         # What is no code has itself for neighbours, and borrows nothing.
-        return _Near(x, N, A.masked_fill((count[:, 0] == 0) | (N[:, 0] == x), 0.0))
+        return _Near(n, x, N, A.masked_fill((count[:, 0] == 0) | (N[:, 0] == x), 0.0))
 
-    def trial(self, at: Place) -> Trial:
+    def trials(self, at: Candidates) -> Trials:
         """g = p', the published or the sound rest, and the law of both."""
         p, q = at.p, at.q
         # Elsewhere p alone is enough to keep x for certain.
-        risky = (q > p).nonzero()[:, 0]
-        blocks = [self._near(p, x) for x in risky.split(max(_BLOCK // self.k, 1))]
+        n, x = (q > p).nonzero(as_tuple=True)
+        size = max(_BLOCK // self.k, 1)
+        pairs = zip(n.split(size), x.split(size), strict=True)
+        blocks = [self._near(p, rows, columns, at.first) for rows, columns in pairs]
         g = p.clone()
         for near in blocks:
-            g[near.x] += near.A
+            g[near.n, near.x] += near.A
         if self.residual == "sound":
-            return Trial.of(q, g, leftover(p, torch.minimum(g, q)))
-        own = self._near(p, torch.tensor([at.x], device=p.device))
-        if float(q[at.x]) >= 1:
-            return Trial.of(q, g, _without(p, own))
-        return Trial(g, _rest(p, q, own), _law(p, q, g, blocks))
+            return Trials.of(q, g, leftover(p, torch.minimum(g, q)))
+        return self._published(at, g, blocks)
+
+    def _published(self, at: Candidates, g: Tensor, blocks: list[_Near]) -> Trials:
+        p, q = at.p, at.q
+        own = self._near(p, torch.arange(len(p), device=p.device), at.x, at.first)
+        point = q.gather(-1, at.x[:, None]) >= 1
+        every, some = bool(point.all()), bool(point.any())
+        given = Trials.of(q, g, _without(p, own)) if some else None
+        if given is not None and every:
+            return given
+        drawn = Trials(g, _rest(p, q, own), _law(p, q, g, blocks))
+        if given is None:
+            return drawn
+        rest, law = torch.where(point, given.rest, drawn.rest), torch.where(point, given.law, drawn.law)
+        return Trials(g, rest, law)
 
 
 def _without(p: Tensor, near: _Near) -> Tensor:
     """p less x and, where A has mass, its neighbours; what is left of that, else p less x, else p."""
-    alone = p.index_fill(0, near.x, 0.0)
-    rest = alone.index_fill(0, near.N[0], 0.0) if float(near.A) > 0 else alone
-    found = next((law for law in (rest, alone) if float(law.sum()) > 0), p)
-    return found / found.sum()
+    alone = p.scatter(-1, near.x[:, None], 0.0)
+    rest = torch.where(near.A[:, None] > 0, alone.scatter(-1, near.N, 0.0), alone)
+    found = torch.where(rest.sum(-1, keepdim=True) > 0, rest, alone)
+    found = torch.where(found.sum(-1, keepdim=True) > 0, found, p)
+    return found / found.sum(-1, keepdim=True)
 
 
 def _rest(p: Tensor, q: Tensor, near: _Near) -> Tensor:
     """norm((p - q')+), q' = q less the neighbours of x where A has mass."""
-    return leftover(p, q.index_fill(0, near.N[0], 0.0) if float(near.A) > 0 else q)
+    return leftover(p, torch.where(near.A[:, None] > 0, q.scatter(-1, near.N, 0.0), q))
 
 
 def _law(p: Tensor, q: Tensor, g: Tensor, blocks: list[_Near]) -> Tensor:
     """o = k + sum over x of (q - k)(x) times what replaces x: (p - q)+, and min(p, q) on its neighbours."""
     k = torch.minimum(g, q)
     more, both = (p - q).clamp_(min=0), torch.minimum(p, q)
-    o, common, around = k.clone(), torch.zeros_like(p[0]), torch.zeros_like(p)
+    o, common, around = k.clone(), p.new_zeros(len(p)), torch.zeros_like(p)
+    left = more.sum(-1)
     for near in blocks:
-        refused, borrowing = (q - k)[near.x], near.A > 0
-        total = more.sum() + both[near.N].sum(-1) * borrowing
+        n, borrowing = near.n, near.A > 0
+        refused = (q - k)[n, near.x]
+        total = left[n] + both[n[:, None], near.N].sum(-1) * borrowing
         each = torch.where(total > 0, refused / total, 0.0)
-        common = common + each.sum()
-        around.index_add_(0, near.N.flatten(), (each * borrowing)[:, None].expand_as(near.N).flatten())
+        common.index_add_(0, n, each)
+        places = n[:, None] * p.shape[-1] + near.N
+        around.view(-1).index_add_(
+            0, places.flatten(), (each * borrowing)[:, None].expand_as(near.N).flatten()
+        )
         # Nothing is left over: p itself replaces x.
-        o += refused[total <= 0].sum() * p
-    return o + common * more + around * both
+        o += p.new_zeros(len(p)).index_add_(0, n, refused * (total <= 0))[:, None] * p
+    return o + common[:, None] * more + around * both

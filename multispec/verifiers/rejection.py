@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise, Purpose
 from multispec.stream import Draft, Verdict
 from multispec.tree import children
+from multispec.verifiers.narrow import Narrow, narrowed, without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,62 +33,65 @@ class Rejection:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
-        probs, below, tokens = p.probs, children(draft.parents), draft.ids
-        path: list[int] = []
-        start = standing.start
-        node, position = -1, start
-        while True:
-            siblings = below.get(node, ())
-            accepted, left = self._among(draft, tokens, siblings, probs[node + 1], noise, position, start)
-            if accepted is None:
-                emitted = noise.choose(left[None], [position], Purpose.RESIDUAL, start)
-                return Verdict(path=tuple(path), tokens=(*(tokens[n] for n in path), int(emitted)))
-            path.append(accepted)
-            node, position = accepted, position + 1
-
-    def _among(
-        self,
-        draft: Draft,
-        tokens: list[int],
-        siblings: tuple[int, ...],
-        p: Tensor,
-        noise: Noise,
-        position: int,
-        start: int,
-    ) -> tuple[int | None, Tensor]:
-        """The child that is accepted, if any, and the law p' that is left when none is."""
-        q = law_of(draft, siblings, p)
-        for order, child in enumerate(siblings):
-            x = tokens[child]
-            # A test of its own per sibling: the key tells them apart at one position.
-            key = start * 4096 + order
-            if bool(noise.accepts(p[x : x + 1], q[x : x + 1], [position], key)):
-                return child, p
-            p = residual(p, point_mass(q, x) if draft.kind == "point" else q)
-            if draft.kind == "without_replacement":
-                q = without(q, x)
-        return None, p
+        narrow, start = narrowed(draft, p), standing.start
+        way = _chain if draft.is_chain else _tree
+        path, left = way(draft, narrow, noise, start)
+        x = noise.choose(left, [start + len(path)], Purpose.RESIDUAL, start)
+        return Verdict(path=path, tokens=(*(draft.ids[node] for node in path), narrow.first + int(x)))
 
 
-def law_of(draft: Draft, siblings: tuple[int, ...], p: Tensor) -> Tensor:
-    if draft.q is None or not siblings:
-        return torch.ones_like(p)
-    return draft.q[siblings[0]].to(p)
+def _chain(draft: Draft, p: Narrow, noise: Noise, start: int) -> tuple[tuple[int, ...], Tensor]:
+    """The nodes accepted, and the law left behind them: all tests at once, up to the first failure."""
+    nodes = range(len(draft))
+    if not nodes:
+        return (), p.probs
+    x, q = p.columns(draft, nodes)[:, None], p.drawn(draft, nodes)
+    p_x, q_x = p.probs[:-1].gather(-1, x)[:, 0], q.gather(-1, x)[:, 0]
+    kept = noise.accepts(p_x, q_x, [start + node for node in nodes], start * 4096).tolist()
+    if False not in kept:
+        return tuple(nodes), p.probs[-1:]
+    n = kept.index(False)
+    return tuple(range(n)), residual(p.probs[n : n + 1], q[n : n + 1])
 
 
-def point_mass(q: Tensor, x: int) -> Tensor:
-    return torch.zeros_like(q).index_fill_(0, torch.tensor([x], device=q.device), 1.0)
+def _tree(draft: Draft, p: Narrow, noise: Noise, start: int) -> tuple[tuple[int, ...], Tensor]:
+    below, path, node = children(draft.parents), list[int](), -1
+    while True:
+        siblings, left = below.get(node, ()), p.probs[node + 1 : node + 2]
+        accepted, left = _among(draft, p, siblings, left, noise, start + len(path), start)
+        if accepted is None:
+            return tuple(path), left
+        path.append(accepted)
+        node = accepted
 
 
-def residual(p: Tensor, q: Tensor) -> Tensor:
+def _among(
+    draft: Draft,
+    narrow: Narrow,
+    siblings: tuple[int, ...],
+    p: Tensor,
+    noise: Noise,
+    position: int,
+    start: int,
+) -> tuple[int | None, Tensor]:
+    """The child that is accepted, if any, and the law p' that is left when none is."""
+    q = narrow.drawn(draft, siblings[:1])
+    for order, child in enumerate(siblings):
+        x = narrow.columns(draft, (child,))
+        if draft.kind == "point":
+            q = narrow.drawn(draft, (child,))
+        # A test of its own per sibling: the key tells them apart at one position.
+        key = start * 4096 + order
+        if bool(noise.accepts(p[0, x], q[0, x], [position], key)):
+            return child, p
+        p = residual(p, q)
+        if draft.kind == "without_replacement":
+            q = without(q, x)
+    return None, p
+
+
+def residual(p: Float[Tensor, "n V"], q: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
     """norm((p - q)+); p itself where rounding leaves nothing (p = q, and a test failed by a last bit)."""
     rest = (p - q).clamp_(min=0)
-    total = rest.sum()
-    return rest / total if float(total) > 0 else p
-
-
-def without(q: Tensor, x: int) -> Tensor:
-    rest = q.clone()
-    rest[x] = 0
-    total = rest.sum()
-    return rest / total if float(total) > 0 else q
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, p)

@@ -74,8 +74,13 @@ def test_ids_of_a_larger_vocabulary(codebook: Tensor) -> None:
     assert found[2:].tolist() == [[99] * 3, [137] * 3, [0] * 3]
 
 
-def test_distances_of_a_larger_vocabulary(codebook: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole", [0, 2048])
+def test_distances_of_a_larger_vocabulary(
+    codebook: Tensor, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All distances at once, or those that are asked for in blocks."""
     monkeypatch.setattr(module, "_BLOCK", 1)
+    monkeypatch.setattr(module, "_WHOLE", whole)
     near = Neighbours(codebook=codebook, offset=100)
     found = near.squared_distances(torch.tensor([100, 5]), torch.tensor([[101, 100, 7], [5, 101, 136]]))
     between = float((codebook[0] - codebook[1]).square().sum())

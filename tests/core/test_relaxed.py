@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from multispec.verifiers.cool_sd import CoolSD
 from multispec.verifiers.gsd import GSD
 from multispec.verifiers.lantern import Lantern, LanternPlusPlus
 from multispec.verifiers.rejection import Rejection
-from multispec.verifiers.relaxing import Place, Trial, variation
+from multispec.verifiers.relaxing import Candidates, variation
 
 Rule = Lantern | LanternPlusPlus | GSD | CoolSD | BudgetedRejection
 KINDS: list[DraftKind] = ["point", "sampled", "without_replacement"]
@@ -55,6 +55,26 @@ RESTLESS = {"lantern", "lantern_pp"}
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MULTISPEC_CACHE", str(tmp_path))
+
+
+def _near(rule: Lantern | LanternPlusPlus) -> Neighbours:
+    assert rule.neighbours is not None
+    return rule.neighbours
+
+
+class Tried(NamedTuple):
+    """``Trials`` of one symbol."""
+
+    g: Tensor
+    rest: Tensor
+    law: Tensor
+
+
+def tried(rule: Any, p: Tensor, q: Tensor, x: int) -> Tried:
+    """What the rule makes of one symbol."""
+    make = rule._try if not isinstance(rule, Lantern | LanternPlusPlus) else rule._rule(_near(rule)).trials
+    trials = make(Candidates(p=p[None], q=q[None], x=torch.tensor([x])))
+    return Tried(trials.g[0], trials.rest[0], trials.law[0])
 
 
 # ---- one step, enumerated ----
@@ -396,13 +416,13 @@ def test_lantern_as_published(name: str, law: str, q: str) -> None:
     rule: Any = RULES[name]
     p = LAWS[law].probs[0]
     for x in QS[q].nonzero()[:, 0].tolist():
-        sampled = rule._try(Place(p=p, q=QS[q], x=x, depth=0, position=0, spent=0))
+        sampled = tried(rule, p, QS[q], x)
         relaxed, rest = lantern_by_hand(rule, p, QS[q], x)
         kept = min(relaxed, float(QS[q][x]))
         assert min(float(sampled.g[x]), float(QS[q][x])) == pytest.approx(kept)
         torch.testing.assert_close(sampled.rest, rest)
         one = torch.zeros_like(p).index_fill_(0, torch.tensor([x]), 1.0)
-        given = rule._try(Place(p=p, q=one, x=x, depth=0, position=0, spent=0))
+        given = tried(rule, p, one, x)
         relaxed, rest = lantern_by_hand(rule, p, None, x)
         assert float(given.g[x]) == pytest.approx(relaxed)
         torch.testing.assert_close(given.rest, rest)
@@ -412,16 +432,16 @@ def test_lantern_leaves_other_symbols_alone() -> None:
     """Symbol 0 is no code: it is judged as by rejection."""
     p, q = LAWS["full"].probs[0], QS["wide"]
     for name in ("lantern", "lantern_pp"):
-        trial = RULES[name]._try(Place(p=p, q=q, x=0, depth=0, position=0, spent=0))
+        trial = tried(RULES[name], p, q, 0)
         assert float(trial.g[0]) == float(p[0])
 
 
 def test_lantern_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same however many neighbours fit in memory."""
-    at = Place(p=LAWS["full"].probs[0], q=QS["wide"], x=2, depth=0, position=0, spent=0)
-    whole = RULES["lantern"]._try(at)
+    rule, p, q = RULES["lantern"], LAWS["full"].probs[0], QS["wide"]
+    whole = tried(rule, p, q, 2)
     monkeypatch.setattr("multispec.verifiers.lantern._BLOCK", 1)
-    for a, b in zip(vars(whole).values(), vars(RULES["lantern"]._try(at)).values(), strict=True):
+    for a, b in zip(whole, tried(rule, p, q, 2), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -430,11 +450,8 @@ def test_lantern_without_anything_left() -> None:
     rule = Lantern(delta=0.9, k=4, neighbours=NEAR)
     p = torch.tensor([0.0, 0.5, 0.5, 0.0, 0.0, 0.0], dtype=torch.float64)
     one = torch.eye(SYMBOLS).double()
-    assert rule._try(Place(p=p, q=one[1], x=1, depth=0, position=0, spent=0)).rest.tolist() == one[2].tolist()
-    assert (
-        rule._try(Place(p=one[1], q=one[1], x=1, depth=0, position=0, spent=0)).rest.tolist()
-        == one[1].tolist()
-    )
+    assert tried(rule, p, one[1], 1).rest.tolist() == one[2].tolist()
+    assert tried(rule, one[1], one[1], 1).rest.tolist() == one[1].tolist()
 
 
 def gsd_by_hand(rule: GSD, p: Tensor, q: Tensor, x: int) -> float:
@@ -456,7 +473,7 @@ def test_gsd_as_published(name: str, law: str, q: str) -> None:
     rule: Any = RULES[name]
     p = LAWS[law].probs[0]
     for x in QS[q].nonzero()[:, 0].tolist():
-        trial = rule._try(Place(p=p, q=QS[q], x=x, depth=0, position=0, spent=0))
+        trial = tried(rule, p, QS[q], x)
         ratio = gsd_by_hand(rule, p, QS[q], x) if float(p[x]) > 0 else 0.0
         assert float(trial.g[x] / QS[q][x]) == pytest.approx(ratio)
         torch.testing.assert_close(trial.rest, (p - QS[q]).clamp(min=0) / (p - QS[q]).clamp(min=0).sum())
@@ -515,10 +532,10 @@ def bias(rules: dict[str, Rule]) -> dict[str, tuple[float, float]]:
     x = torch.multinomial(q, 1, generator=generator)[:, 0]
     found = {}
     for name, rule in rules.items():
-        places = [Place(p=p[i], q=q[i], x=int(x[i]), depth=0, position=0, spent=0) for i in range(40)]
-        trials: list[tuple[Trial, Place]] = [(rule._try(place), place) for place in places]
-        kept = sum(float(torch.minimum(trial.g, at.q).sum()) for trial, at in trials)
-        found[name] = (kept / 40, sum(variation(trial.law, at.p) for trial, at in trials) / 40)
+        each = [tried(rule, *pqx) for pqx in zip(p, q, x.tolist(), strict=True)]
+        g, law = torch.stack([one.g for one in each]), torch.stack([one.law for one in each])
+        kept = float(torch.minimum(g, q).sum())
+        found[name] = (kept / 40, sum(variation(law, p)) / 40)
     return found
 
 

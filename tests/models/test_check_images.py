@@ -216,7 +216,7 @@ def test_an_allowance_that_is_exceeded_is_found(
     raster: ms.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its meter is right, and still it may not spend so much."""
-    monkeypatch.setattr(BudgetedRejection, "_theta", lambda *_: 1.0)
+    monkeypatch.setattr(BudgetedRejection, "_thetas", lambda _, __, most: [1.0] * len(most))
     found = by_name(checked(raster, drafters={}, verifiers=[BudgetedRejection(per_token=0.001)]))
     assert not found["budget, meter"].ok
     assert "more than its allowance" in found["budget, meter"].detail

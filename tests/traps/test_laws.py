@@ -160,7 +160,7 @@ class _Unlucky(CounterNoise):
 def test_trap_14_an_empty_residual_falls_back_to_p() -> None:
     """p = q and a test that failed by a last bit leave max(p - q, 0) = 0: draw from p, not from NaN."""
     p = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    assert residual(p, p).tolist() == p.tolist()
+    assert residual(p[None], p[None])[0].tolist() == p.tolist()
     draft = Draft.chain([0], p[None])
     logits = p.log().expand(2, -1)
     counts = [0, 0]
