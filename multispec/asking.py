@@ -92,7 +92,16 @@ class Methods:
     def __init__(self, draft: Any = None, alone: str = "prompt_lookup") -> None:
         self._draft = draft
         self._alone = alone
+        self._settled: str | None = None
         self._model: DraftModel | None = None
+
+    def settle(self, method: str) -> None:
+        """From now on "auto" is this method, with a draft model or without.
+
+        Raises:
+            UnknownNameError: no such drafter.
+        """
+        self._settled = find("drafter", method).name
 
     def drafter(self, drafter: Any) -> Drafter | None:
         """The drafter of that name; None and "none" are plain decoding.
@@ -103,6 +112,8 @@ class Methods:
         """
         if drafter is None or drafter == "none":
             return None
+        if drafter == "auto" and self._settled is not None:
+            return self.drafter(self._settled)
         if drafter == "auto":
             default = self._default()
             return self.drafter(self._alone) if default is None else default
@@ -271,7 +282,7 @@ class _RowMaker:
         if wanted is None and config is not None:
             wanted = config.new_tokens(len(prompt.ids))
         if wanted is None:
-            wanted = spec.fixed_length or DEFAULT_NEW_TOKENS
+            wanted = spec.fixed_length or spec.usual_length or DEFAULT_NEW_TOKENS
         room, note = _room(self.target, prompt, wanted)
         own = config.processors(len(prompt.ids)) if config else []
         ends = config.end_ids if config is not None and config.end_ids is not None else spec.end_ids
@@ -295,6 +306,13 @@ class _RowMaker:
 def _room(target: Target, prompt: Prompt, wanted: int) -> tuple[int, str]:
     if not isinstance(wanted, Integral) or wanted < 1:
         raise UsageError(f"max_new_tokens must be >= 1: got {wanted!r}. Ask for one symbol at least.")
+    step = (prompt.spec or target.spec).step
+    if wanted < step:
+        raise UsageError(
+            f"max_new_tokens counts symbols, and this stream moves by steps of {step}: got {wanted}. "
+            f"Ask for {step} at least."
+        )
+    wanted = wanted // step * step
     limit, length = target.context_length, len(prompt.ids)
     if limit is None or length + wanted <= limit:
         return wanted, ""

@@ -36,12 +36,14 @@ class GuidedSession:
                 branches.append(prompt.unconditional)
                 room.append(capacity[row] - len(prompt.ids) + len(prompt.unconditional.ids))
         self._inner = target.begin(branches, room, nodes)
+        self._step = target.spec.step
 
     def prefill(self) -> Scores:
         """Run the prompts of both branches: mixed logits of each row."""
         found = self._inner.prefill()
         rows = range(len(self._prompts))
-        logits = [self._mixed(row, found.logits[row], self._other(row, found.logits), [0]) for row in rows]
+        first = range(self._step)
+        logits = [self._mixed(row, found.logits[row], self._other(row, found.logits), first) for row in rows]
         return _of_rows(found, logits)
 
     def _other(self, row: int, logits: Sequence[Tensor]) -> Tensor | None:
@@ -55,19 +57,27 @@ class GuidedSession:
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run both branches over the same roots and drafts."""
-        first = [self._inner.length(row) - len(self._prompts[row].ids) + 1 for row in rows]
+        first = [self._inner.length(row) - len(self._prompts[row].ids) + self._step for row in rows]
         twins = [place for place, row in enumerate(rows) if row in self._twins]
         found = self._inner.score(
             [*rows, *(self._twins[rows[place]] for place in twins)],
-            [*roots, *(roots[place] for place in twins)],
+            [*roots, *(root for place in twins for root in self._root(roots, place))],
             [*drafts, *(drafts[place] for place in twins)],
         )
         others = dict(zip(twins, found.logits[len(rows) :], strict=True))
         logits = [
-            self._mixed(row, found.logits[n], others.get(n), _positions(first[n], drafts[n]))
+            self._mixed(row, found.logits[n], others.get(n), self._positions(first[n], drafts[n]))
             for n, row in enumerate(rows)
         ]
         return _of_rows(found, logits)
+
+    def _root(self, roots: Sequence[int], place: int) -> Sequence[int]:
+        return roots[place * self._step : (place + 1) * self._step]
+
+    def _positions(self, first: int, draft: Draft) -> Sequence[int]:
+        if self._step > 1:
+            return range(first, first + len(draft) + self._step)
+        return [first + depth for depth in (0, *depths(draft.parents))]
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
         """Keep the same symbols in both branches."""
@@ -114,7 +124,3 @@ def _of_rows(found: Scores, logits: Sequence[Tensor]) -> Scores:
     """What belongs to the rows that the loop knows."""
     count = len(logits)
     return Scores(logits, found.hidden and found.hidden[:count], found.calls[:count])
-
-
-def _positions(first: int, draft: Draft) -> list[int]:
-    return [first + depth for depth in (0, *depths(draft.parents))]

@@ -11,6 +11,7 @@
     │   └── DraftError                 a draft that breaks its contract (tree, ids, q)
     ├── ModelLoadError (OSError)       weights missing, truncated, or on the meta device
     ├── UnsupportedError               this model or method cannot do that, and why
+    ├── OutputError (OSError)          a file that cannot be written; what was made is kept
     └── GenerationError (RuntimeError) something broke half-way; ``partial`` keeps what was made
         ├── InvalidLogitsError         NaN or no symbol left; names the position and the rule
         └── OutOfMemoryError           names what was being allocated
@@ -75,6 +76,10 @@ class ModelLoadError(MultispecError, OSError):
 
 class UnsupportedError(MultispecError):
     """Something this model or method cannot do; the message says why."""
+
+
+class OutputError(MultispecError, OSError):
+    """A file that cannot be written: a full disk, a place without permission. What was made is kept."""
 
 
 class GenerationError(MultispecError, RuntimeError):

@@ -32,6 +32,15 @@ class Generator:
         self.modality: Modality = IdsOnly() if modality is None else modality
         self.methods = Methods(draft, self.modality.drafter)
 
+    def drafting(self, method: str) -> Generator:
+        """The same generator, whose ``drafter="auto"`` is the method of that name.
+
+        Raises:
+            UnknownNameError: no such method.
+        """
+        self.methods.settle(method)
+        return self
+
     def generate(
         self,
         prompt: Any,
@@ -139,6 +148,8 @@ class Generator:
         return guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock))
 
     def _results(self, batch: Batch, clock: Clock) -> list[Generation]:
+        for row in batch.rows:
+            _note_length(row)
         return [row.result(clock, lambda row: self._decoded(row, batch)) for row in batch.rows]
 
     def _decoded(self, row: Row, batch: Batch) -> Any:
@@ -151,6 +162,16 @@ class Generator:
                 row.report.notes.append(note)
                 warnings.warn(str(error), OutputWarning, stacklevel=2)
             return None
+
+
+def _note_length(row: Row) -> None:
+    """Say of a stream that should have ended by itself that it did not."""
+    usual = row.spec.usual_length
+    if usual is None or row.finish_reason != "length" or row.settings.max_new_tokens != usual:
+        return
+    note = f"no end within {row.history.position} symbols: it was cut there. Pass max_new_tokens for more"
+    if note not in row.report.notes:
+        row.report.notes.append(note)
 
 
 class Stream:

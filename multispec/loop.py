@@ -15,6 +15,7 @@ from torch import Tensor
 
 from multispec.branches import begin
 from multispec.errors import DraftError, DrafterWarning, MultispecError, OutOfMemoryError
+from multispec.frames import whole_steps
 from multispec.protocols import MAX_NODES, Context, Drafter, DraftSession, Request, Target, TargetSession
 from multispec.report import Clock
 from multispec.row import Outcome, Row
@@ -45,7 +46,7 @@ def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[S
 def score(session: TargetSession, live: Sequence[Row], drafts: Mapping[int, Draft]) -> dict[int, Tensor]:
     """One pass of the target over every row's last symbol and its draft."""
     numbers = [row.number for row in live]
-    roots = [row.history.ids[-1] for row in live]
+    roots = [symbol for row in live for symbol in row.root]
     with memory_for(lambda: f"a pass over {sum(map(len, drafts.values())) + len(live)} symbols"):
         found = session.score(numbers, roots, [drafts[number] for number in numbers])
     for row, calls in zip(live, found.calls or [1] * len(live), strict=True):
@@ -207,7 +208,8 @@ class Drafting:
                 )
             if not can.supports_tree and not draft.is_chain:
                 raise DraftError(f"This model scores chains only ({can.why}): got a tree.")
-            return draft.check(self._target.spec.vocab_size)
+            checked = draft.check(self._target.spec.vocab_size)
+            return checked if row.step == 1 else whole_steps(checked, row.step)
         except DraftError as error:
             self._set_aside([row], error)
             return Draft.empty()

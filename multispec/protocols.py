@@ -36,7 +36,9 @@ class Capabilities:
 class Scores(NamedTuple):
     """Raw logits ``[D + 1, V]`` of each row: after the last committed symbol, then after each node.
 
-    ``calls`` are the passes that each row needed since the last scores; () stands for one each.
+    With K parallel slots there are ``D + K`` rows, K for each step: those of the first drafted step, which
+    the last committed one gives, then those that each drafted step gives. ``calls`` are the passes that
+    each row needed since the last scores; () stands for one each.
     """
 
     logits: Sequence[Tensor]
@@ -53,7 +55,10 @@ class TargetSession(Protocol):
         ...
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
-        """Run, for each row, its last committed symbol (not run yet) and its draft, in one pass."""
+        """Run, for each row, its last committed symbol (not run yet) and its draft, in one pass.
+
+        With parallel slots the last committed step is run: ``roots`` holds K symbols for every row.
+        """
         ...
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
@@ -81,7 +86,7 @@ class TargetSession(Protocol):
         ...
 
     def length(self, row: int, /) -> int:
-        """Symbols of a row that are in the cache."""
+        """Symbols of a row that are in the cache, its prompt included."""
         ...
 
     def drop(self, rows: Sequence[int]) -> None:
@@ -218,12 +223,14 @@ class Standing(NamedTuple):
     """Where a row stands when a draft is decided on.
 
     ``start`` is the position of the first symbol of the round, ``spent`` the total variation that
-    the row has spent so far, ``length`` the most symbols it may emit (0: not known).
+    the row has spent so far, ``length`` the most symbols it may emit (0: not known). ``depth`` is how
+    many steps of the round come before: parallel slots are decided on one by one, each at its own start.
     """
 
     start: int
     spent: float = 0.0
     length: int = 0
+    depth: int = 0
 
 
 @runtime_checkable

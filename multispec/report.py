@@ -8,6 +8,10 @@
 
 Symbols past a stop are trimmed before anything is counted. Forced symbols (the grammar left no
 choice) count as emitted and as forced, never as drafted or accepted.
+
+Where K slots are parallel, a plain call emits a step of K symbols. Symbols are counted one by one there
+too, but lengths are in steps: mean acceptance length and step compression are steps per verification
+and per call (1 for plain decoding), and a position is a step, accepted when all its slots are.
 """
 
 from __future__ import annotations
@@ -67,7 +71,8 @@ class Clock:
 class Report:
     """What one row cost and gained; prints as a table.
 
-    ``seconds`` of a row in a batch are those of the whole batch while the row was in it.
+    ``seconds`` of a row in a batch are those of the whole batch while the row was in it. ``step`` are the
+    symbols that a plain call emits: K for parallel slots, else 1.
     """
 
     new_tokens: int = 0
@@ -79,6 +84,7 @@ class Report:
     forced: int = 0
     drafter_failures: int = 0
     variation_spent: float = 0.0
+    step: int = 1
     drafted_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
     histogram: dict[int, int] = field(default_factory=dict)
@@ -92,13 +98,13 @@ class Report:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Symbols emitted per verification, the bonus included; 0 before the first."""
-        return self.new_tokens / self.rounds if self.rounds else 0.0
+        """Symbols (steps) emitted per verification, the bonus included; 0 before the first."""
+        return self.new_tokens / self.step / self.rounds if self.rounds else 0.0
 
     @property
     def step_compression(self) -> float:
-        """Symbols per target call, the prompt's own included: 1 for plain decoding; 0 before the first."""
-        return self.new_tokens / self.target_calls if self.target_calls else 0.0
+        """Symbols (steps) per target call, the prompt's own included: 1 for plain; 0 before the first."""
+        return self.new_tokens / self.step / self.target_calls if self.target_calls else 0.0
 
     @property
     def acceptance_by_position(self) -> list[float]:
@@ -112,9 +118,18 @@ class Report:
         return self.new_tokens / self.clock.total if self.clock.total > 0 else 0.0
 
     def count_round(
-        self, drafted: Sequence[int], accepted: Collection[int], emitted: int, spent: Sequence[float] = ()
+        self,
+        drafted: Sequence[int],
+        accepted: Collection[int],
+        emitted: int,
+        spent: Sequence[float] = (),
+        whole: Collection[int] | None = None,
     ) -> None:
-        """Add one verification: depths drafted and accepted, symbols emitted, variation spent on each."""
+        """Add one verification: depths drafted and accepted, symbols emitted, variation spent on each.
+
+        With parallel slots a depth comes once for each symbol, and ``whole`` are those with all slots
+        accepted.
+        """
         self.rounds += 1
         self.new_tokens += emitted
         self.drafted += len(drafted)
@@ -122,7 +137,7 @@ class Report:
         self.variation_spent += sum(spent)
         self.histogram[len(accepted)] = self.histogram.get(len(accepted), 0) + 1
         for depth in set(drafted):
-            self._count_position(depth, depth in accepted)
+            self._count_position(depth, depth in (accepted if whole is None else whole))
 
     def _count_position(self, depth: int, accepted: bool) -> None:
         missing = depth - len(self.drafted_at)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multispec.errors import InvalidLogitsError
+from multispec.frames import Frames
 from multispec.history import History, Prefix
 from multispec.processing import LogitsProcessor, Pipeline, Places
 from multispec.protocols import MAX_NODES, Budget, Drafter, Past, Policy, Request, Standing, Verifier
@@ -89,7 +90,11 @@ class Row:
             grammar=self.spec.grammar,
             processors=asked.processors,
         )
-        slots = len(self.spec.slots)
+        slots, self.step = len(self.spec.slots), self.spec.step
+        self.report.step = self.step
+        self.frames = self._frames() if self.step > 1 else None
+        # Whole steps only.
+        self.limit = asked.max_new_tokens // self.step * self.step
         own = CounterNoise(asked.sampling.seed, asked.sampling.sample, slots)
         self.noise: Noise = own if asked.noise is None else asked.noise
         self.past = Past()
@@ -98,10 +103,20 @@ class Row:
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._drafting = asked.drafter is not None
 
+    def _frames(self) -> Frames:
+        asked = self.settings
+        prompt = self.history.ids
+        return Frames(self.spec, prompt, asked.sampling, asked.end_ids, asked.processors)
+
     @property
     def remaining(self) -> int:
         """Symbols that may still be emitted."""
-        return self.settings.max_new_tokens - self.history.position
+        return self.limit - self.history.position
+
+    @property
+    def root(self) -> list[int]:
+        """What the next pass begins with: the last symbol, of parallel slots the last step."""
+        return self.history.ids[-self.step :]
 
     def request(self) -> Request | None:
         """What to ask of the drafter this round; None for a plain step."""
@@ -110,8 +125,11 @@ class Row:
             self.budget = Budget(nodes=0)
             return None
         wanted = self.settings.policy.budget(self.past, drafter.num_draft_tokens)
-        # One symbol always comes from the target, so a draft may fill all but one of what remains.
-        nodes = max(min(wanted.nodes, self.remaining - 1, MAX_NODES), 0)
+        if self.frames is not None:
+            nodes = self.frames.nodes(wanted.nodes, self.remaining, MAX_NODES)
+        else:
+            # One symbol always comes from the target, so a draft may fill all but one of what remains.
+            nodes = max(min(wanted.nodes, self.remaining - 1, MAX_NODES), 0)
         self.budget = Budget(nodes=nodes, confidence=wanted.confidence)
         if nodes == 0:
             return None
@@ -136,21 +154,56 @@ class Row:
         Raises:
             InvalidLogitsError: no symbol can be drawn at a place that is to be emitted.
         """
+        if self.frames is not None:
+            return self._decide_steps(self.frames, draft, logits)
         places = Places(self.history, self._prefixes(draft))
         law = self.pipeline.law(logits, places)
         verdict = self.settings.verifier.verify(draft, law, self.noise, self._standing())
         outcome = self._trim(verdict, law, self._drawable(law, verdict, logits, places))
         self._count(draft, verdict, outcome)
-        if self.settings.keep_scores:
-            nodes = (0, *(node + 1 for node in verdict.path))[: len(outcome.emitted)]
-            self._kept += [(logits[n].clone(), law.scores[n].clone()) for n in nodes]
+        nodes = (0, *(node + 1 for node in verdict.path))[: len(outcome.emitted)]
+        self._keep(logits, law, nodes)
         self.from_draft += [i < outcome.accepted for i in range(len(outcome.emitted))]
         self.pipeline.commit(outcome.emitted)
         self.finish_reason = outcome.finish_reason
         return outcome
 
+    def _keep(self, logits: Tensor, law: Law, places: Sequence[int]) -> None:
+        if self.settings.keep_scores:
+            self._kept += [(logits[n].clone(), law.scores[n].clone()) for n in places]
+
+    def _decide_steps(self, frames: Frames, draft: Draft, logits: Tensor) -> Outcome:
+        """The same for parallel slots, on ``logits [D + K, V]``: whole steps."""
+        verifier = self.settings.verifier
+        laws = frames.laws(logits, draft, self.history)
+        law = laws.law
+        decided = frames.verify(verifier, draft, law, self.noise, self._standing())
+        count = frames.drawable(verifier, law, decided.tokens)
+        if not count:
+            frames.refuse(self.number, logits, draft, law, self.history)
+        emitted, reason = self._emit(decided.tokens[:count], range(count), law)
+        kept, size = decided.kept[: len(emitted)], len(emitted)
+        counted = frames.counted(draft, size, kept, laws, reason is not None)
+        self.report.forced += counted.forced
+        self.report.count_round(counted.drafted, counted.accepted, size, decided.spent[:size], counted.whole)
+        self._remember(len(counted.drafted), len(counted.accepted))
+        self._keep(logits, law, range(size))
+        self.from_draft += kept
+        frames.commit(emitted)
+        self.finish_reason = reason
+        return Outcome(emitted, tuple(range(size - self.step)), sum(kept), reason, law)
+
+    def _remember(self, drafted: int, accepted: int) -> None:
+        """What policies may look at."""
+        self.past = Past(
+            rounds=self.past.rounds + 1,
+            last_nodes=self.budget.nodes,
+            last_drafted=drafted,
+            last_accepted=accepted,
+        )
+
     def _standing(self) -> Standing:
-        length = self.settings.max_new_tokens
+        length = self.limit
         if self.spec.fixed_length is not None:
             length = min(length, self.spec.fixed_length)
         return Standing(self.history.position, self.report.variation_spent, length)
@@ -182,23 +235,29 @@ class Row:
         return len(verdict.tokens)
 
     def _trim(self, verdict: Verdict, law: Law, count: int) -> Outcome:
-        """Emit symbol by symbol up to the first stop; nothing behind it is committed anywhere."""
-        emitted: list[int] = []
-        reason: str | None = None
         places = (0, *(node + 1 for node in verdict.path))
-        for token, place in zip(verdict.tokens[:count], places, strict=False):
-            self.history.extend((token,))
-            emitted.append(token)
-            reason = self._stopped(token, law, place)
-            if reason is not None:
-                break
+        emitted, reason = self._emit(verdict.tokens[:count], places, law)
         accepted = min(len(verdict.path), len(emitted))
         path = verdict.path[: len(emitted) - 1]
-        return Outcome(tuple(emitted), path, accepted, reason, law)
+        return Outcome(emitted, path, accepted, reason, law)
+
+    def _emit(
+        self, tokens: Sequence[int], places: Sequence[int], law: Law
+    ) -> tuple[tuple[int, ...], str | None]:
+        """Symbol by symbol up to the first stop; a step in which one stops is finished."""
+        emitted: list[int] = []
+        reason: str | None = None
+        for token, place in zip(tokens, places, strict=False):
+            self.history.extend((token,))
+            emitted.append(token)
+            reason = self._stopped(token, law, place) or reason
+            if reason is not None and len(emitted) % self.step == 0:
+                break
+        return tuple(emitted), reason
 
     def _stopped(self, token: int, law: Law, place: int) -> str | None:
         asked = self.settings
-        if token in asked.end_ids:
+        if self._ended(token):
             return "stop"
         # Stops before the length: a text that ends exactly at the cap did stop. Every rule sees
         # every symbol.
@@ -207,6 +266,13 @@ class Row:
         if self.spec.fixed_length is not None and self.history.position >= self.spec.fixed_length:
             return "stop"
         return "length" if self.remaining <= 0 else None
+
+    def _ended(self, token: int) -> bool:
+        """By the rule of the stream, where it has one; else by an id."""
+        if self.spec.ended is None:
+            return token in self.settings.end_ids
+        whole = self.history.position % self.step == 0
+        return whole and self.spec.ended(Prefix(self.history))
 
     def _count(self, draft: Draft, verdict: Verdict, outcome: Outcome) -> None:
         reached = len(outcome.emitted) if outcome.finish_reason else len(draft)
@@ -219,12 +285,7 @@ class Row:
         accepted = tuple(d for d in range(1, outcome.accepted + 1) if d - 1 not in forced)
         count = len(outcome.emitted)
         self.report.count_round(drafted, accepted, count, verdict.spent[:count])
-        self.past = Past(
-            rounds=self.past.rounds + 1,
-            last_nodes=self.budget.nodes,
-            last_drafted=len(drafted),
-            last_accepted=len(accepted),
-        )
+        self._remember(len(drafted), len(accepted))
 
     def _forced(self, emitted: Sequence[int]) -> Collection[int]:
         grammar = self.spec.grammar

@@ -55,6 +55,30 @@ class Grammar(Protocol):
     def __call__(self, generated: Sequence[int], /) -> Forced | Allowed | None: ...
 
 
+@runtime_checkable
+class Ending(Protocol):
+    """A pure function of the symbols generated so far; True ends the stream behind them."""
+
+    def __call__(self, generated: Sequence[int], /) -> bool: ...
+
+
+@dataclass(frozen=True)
+class EverySlot:
+    """Ends a stream with the frame whose ``slots`` all hold one of ``ids`` (Parler; CSM's frame of zeros).
+
+    >>> EverySlot(ids=(9,), slots=2)([1, 9, 9, 9])
+    True
+    """
+
+    ids: tuple[int, ...]
+    slots: int
+
+    def __call__(self, generated: Sequence[int], /) -> bool:
+        """True behind such a frame."""
+        whole = len(generated) > 0 and len(generated) % self.slots == 0
+        return whole and all(symbol in self.ids for symbol in generated[-self.slots :])
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec:
     """What each stream position may hold, and how the stream ends.
@@ -66,6 +90,16 @@ class StreamSpec:
     the vocabulary of prompts where it is not that of the stream: then prompt ids mean something
     else, and what looks back (penalties, look-ups) sees generated symbols only.
 
+    A stream ends behind ``fixed_length`` symbols, and behind an id of ``end_ids`` in any slot, or where
+    ``ended`` says so: then that decides alone, and ``end_ids`` are only what ``min_new_tokens`` bans. It
+    is asked behind every symbol, of parallel slots behind every whole step.
+
+    Where nobody says otherwise, ``usual_length`` symbols are the most that a stream without a length of its
+    own is given: one that has not ended by then never will.
+
+    Parallel slots move on in whole steps of K symbols (``multispec.frames``): an end within a step lets
+    the step be finished. Their grammar sees -1 for the symbols of the very step that it speaks of.
+
     >>> StreamSpec(slots=(Slot(size=8),) * 4).coordinates(6)
     (1, 2)
     """
@@ -75,7 +109,9 @@ class StreamSpec:
     delays: tuple[int, ...] = ()
     order: Literal["raster", "flattened", "delayed"] = "flattened"
     end_ids: tuple[int, ...] = ()
+    ended: Ending | None = None
     fixed_length: int | None = None
+    usual_length: int | None = None
     grammar: Grammar | None = None
     row_length: int | None = None
     prompt_size: int | None = None
@@ -84,6 +120,11 @@ class StreamSpec:
     def vocab_size(self) -> int:
         """The number of symbols of the widest slot, ids of earlier segments included."""
         return max(slot.offset + slot.size for slot in self.slots)
+
+    @property
+    def step(self) -> int:
+        """The symbols that a plain call of the model emits: K where slots are parallel, else 1."""
+        return len(self.slots) if self.parallel else 1
 
     def coordinates(self, position: int) -> tuple[int, int]:
         """(frame, slot) of a flat position."""
@@ -226,7 +267,8 @@ class Observation(NamedTuple):
 
     ``emitted`` are the symbols committed (after trimming), ``path`` the accepted nodes among them;
     ``logits [D + 1, V]`` are the raw logits after the last committed symbol and after every node, and
-    ``law`` is p there, all rules applied; ``hidden [D + 1, C]`` the last hidden states where the
+    ``law`` is p there, all rules applied (for K parallel slots ``D + K`` rows, one for each position of
+    the drafted steps and of the one behind them); ``hidden [D + 1, C]`` the last hidden states where the
     target exposes them. ``start`` is the position of the first symbol of the round.
     """
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multispec.branches import begin
-from multispec.errors import IncompatibleModelsError, UsageError
+from multispec.errors import IncompatibleModelsError, UnsupportedError, UsageError
 from multispec.processing import Places
 from multispec.protocols import Context, DraftSession, Request, Target, TargetSession
 from multispec.sampling import Law, Purpose
@@ -62,7 +62,9 @@ class DraftModel:
 
         Raises:
             IncompatibleModelsError: the vocabularies do not match.
+            UnsupportedError: slots that are parallel, on either side.
         """
+        self._refuse_steps(context)
         own, theirs = self._target.spec.vocab_size, context.vocab_size
         if abs(own - theirs) > _PADDING:
             raise IncompatibleModelsError(
@@ -71,6 +73,14 @@ class DraftModel:
                 "Use a draft of the same family, or a drafter that needs no vocabulary (prompt_lookup)."
             )
         return DraftModelSession(self._target, context, self.num_draft_tokens, self.guidance)
+
+    def _refuse_steps(self, context: Context) -> None:
+        widest = max([self._target.spec.step, *(spec.step for spec in context.specs.values())])
+        if widest > 1:
+            raise UnsupportedError(
+                f"draft_model walks symbol by symbol, and {widest} slots of this stream move together: a "
+                "draft model for parallel slots is not there yet. Use jacobi, row_copy or prompt_lookup."
+            )
 
 
 def fit(logits: Tensor, vocab_size: int) -> Tensor:

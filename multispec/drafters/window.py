@@ -78,14 +78,15 @@ def draw(request: Request, known: Known, redraw: Redraw) -> Int[Tensor, " n"]:
     return redraw(request, known)
 
 
-def upcoming(draft: Draft, path: tuple[int, ...]) -> list[int]:
+def upcoming(draft: Draft, path: tuple[int, ...], step: int = 1) -> list[int]:
     """The nodes below the last accepted one, first child by first child, one for each depth.
 
     The law after the first speaks of the next round's first position, and so on. Where the line ends,
-    that of the root goes on: one of its nodes has the same depth.
+    that of the root goes on: one of its nodes has the same depth. With parallel slots a round emits and
+    foresees a ``step`` where else it is one symbol: the nodes of the last step are not drafted yet.
     """
     if draft.is_chain:
-        return list(range(len(path), len(draft)))
+        return list(range(len(path) + step - 1, len(draft) + step - 1))
     below = children(draft.parents)
     line = _line(below, path[-1] if path else -1)
     return line + _line(below, -1)[len(path) + len(line) :]
@@ -111,12 +112,12 @@ def coming(seen: Observation | None, request: Request, count: int) -> Known | No
     """What the last pass says of the next ``count`` positions at most; None where it says nothing."""
     if seen is None:
         return None
-    line = upcoming(seen.draft, seen.path)
+    line = upcoming(seen.draft, seen.path, len(seen.law) - len(seen.draft))
     nodes = _sound(seen.law, line[:count])
     if not nodes:
         return None
     nodes, ended = _sure(seen.law, nodes, request.budget.confidence)
-    held = line[1 : len(nodes) + 1]
+    held = [node for node in line[1 : len(nodes) + 1] if node < len(seen.draft)]
     q = seen.draft.q[_rows(held, 0)] if seen.draft.q is not None and held else None
     start = request.round_start
     positions = range(start, start + len(nodes))

@@ -12,7 +12,7 @@ True
 
 from multispec.testing.codec import TinyCodec
 from multispec.testing.drafters import ScriptedDrafter, TreeDrafter
-from multispec.testing.models import Call, FakeModel, FakeSession, ScriptedModel, TableModel
+from multispec.testing.models import Call, FakeModel, FakeSession, ScriptedModel, SlotTableModel, TableModel
 from multispec.testing.noise import EnumeratedNoise, enumerate_law
 from multispec.testing.playing import play, row
 
@@ -23,6 +23,7 @@ __all__ = [
     "FakeSession",
     "ScriptedDrafter",
     "ScriptedModel",
+    "SlotTableModel",
     "TableModel",
     "TinyCodec",
     "TreeDrafter",

@@ -13,7 +13,7 @@ from multispec.protocols import Capabilities, Scores, walk
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.tree import path_to
 
-# The logits [V] after a prefix, whose first symbols (so many) are the prompt.
+# The logits [V] after a prefix, whose first symbols (so many) are the prompt; [K, V] for parallel slots.
 After = Callable[[Sequence[int], int], Tensor]
 
 
@@ -43,21 +43,24 @@ class FakeSession:
         self._model = model
         self._starts = [prompt.ids.tolist() for prompt in prompts]
         self._capacity = list(capacity)
-        self._scored: dict[int, tuple[int, Draft]] = {}
+        self._step = model.spec.step
+        self._scored: dict[int, tuple[list[int], Draft]] = {}
         self._marks: dict[int, int] = {}
         self.cached: dict[int, list[int]] = {}
         self.kept: dict[int, list[int]] = {}
         self.calls: list[Call] = []
 
     def prefill(self) -> Scores:
-        """One row of logits per prompt."""
+        """The logits behind each prompt."""
         require(not self.cached and not self.kept, "prefill runs once, before anything else")
         self.cached = {number: list(ids) for number, ids in enumerate(self._starts)}
-        return Scores(logits=[self._after(number, ())[None] for number in self.cached])
+        return Scores(logits=[self._after(number, ()) for number in self.cached])
 
     def _after(self, number: int, drafted: Sequence[int]) -> Tensor:
+        """Logits ``[1, V]``, ``[K, V]`` for parallel slots."""
         prefix = [*self.cached[number], *drafted]
-        return self._model.after(prefix, len(self._starts[number]))
+        found = self._model.after(prefix, len(self._starts[number]))
+        return found if found.ndim == 2 else found[None]
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Logits after each root and each node.
@@ -67,23 +70,32 @@ class FakeSession:
         """
         require(len(set(rows)) == len(rows), f"rows are scored once per pass: got {list(rows)}")
         self.calls.append(Call(tuple(rows), tuple(roots), tuple(drafts)))
-        triples = zip(rows, roots, drafts, strict=True)
+        own = [list(roots[n : n + self._step]) for n in range(0, len(roots), self._step)]
+        triples = zip(rows, own, drafts, strict=True)
         return Scores(logits=[self._score(number, root, draft) for number, root, draft in triples])
 
-    def _score(self, number: int, root: int, draft: Draft) -> Tensor:
+    def _score(self, number: int, root: list[int], draft: Draft) -> Tensor:
         spec, can = self._model.spec, self._model.capabilities
         require(number in self.cached, f"row {number} is not open (dropped, or never prefilled)")
         require(number not in self._scored, f"row {number} was scored and not committed")
-        require(root not in spec.end_ids, f"row {number} goes on behind its end, symbol {root}")
+        final = spec.ended is None and not {*root}.isdisjoint(spec.end_ids)
+        require(not final, f"row {number} goes on behind its end, symbol {root}")
         free = not self._model.strict or spec.grammar is not None
-        likely = free or float(self._after(number, ())[root]) > -torch.inf
-        require(likely, f"root {root} of row {number} has no mass after {self.cached[number]}")
+        require(
+            free or self._likely(number, root),
+            f"root {root} of row {number} has no mass after {self.cached[number]}",
+        )
         require(can.supports_tree or draft.is_chain, "a tree for a model that scores chains only")
         draft.check(spec.vocab_size)
         self._scored[number] = (root, draft)
         tokens = draft.tokens.tolist()
-        paths = [path_to(draft.parents, node) for node in range(-1, len(draft))]
-        return torch.stack([self._after(number, [root, *(tokens[node] for node in path)]) for path in paths])
+        require(len(draft) % self._step == 0, f"a draft of {len(draft)} symbols in steps of {self._step}")
+        paths = [path_to(draft.parents, node) for node in range(-1, len(draft), self._step)]
+        return torch.cat([self._after(number, [*root, *(tokens[node] for node in path)]) for path in paths])
+
+    def _likely(self, number: int, root: Sequence[int]) -> bool:
+        before = self._after(number, ())
+        return all(float(before[slot, symbol]) > -torch.inf for slot, symbol in enumerate(root))
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
         """Keep each row's root and path.
@@ -97,8 +109,10 @@ class FakeSession:
             known = not path or path == path_to(draft.parents, path[-1])
             require(known, f"{path} is no path of the draft {draft.parents}")
             tokens = [draft.tokens.tolist()[node] for node in path]
-            require(not {*tokens} & {*self._model.spec.end_ids}, "kept symbols behind an end")
-            self.cached[number] += [root, *tokens]
+            spec = self._model.spec
+            require(spec.ended is not None or not {*tokens} & {*spec.end_ids}, "kept symbols behind an end")
+            require(len(path) % self._step == 0, f"{len(path)} symbols kept in steps of {self._step}")
+            self.cached[number] += [*root, *tokens]
             room = self._capacity[number]
             require(len(self.cached[number]) <= room, f"row {number} outgrew its {room} places")
 
@@ -206,6 +220,43 @@ class TableModel(FakeModel):
         index = 0
         for place in range(len(prefix) - self.order, len(prefix)):
             index = index * (vocab_size + 1) + (prefix[place] if place >= 0 else vocab_size)
+        return self.table[index]
+
+
+class SlotTableModel(FakeModel):
+    """K parallel slots: logits ``[K, V]`` in float64 that depend on the last step's symbols, from ``seed``.
+
+    ``table [(V + 1) ** K, K, V]`` may be given; symbol V stands for what is before the prompt. The K slots of
+    a step do not see each other. ``spec`` may have a grammar, sizes and offsets of its own.
+
+    >>> SlotTableModel(2, 3).after([], 0).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        slots: int = 2,
+        vocab_size: int = 3,
+        *,
+        seed: int = 0,
+        scale: float = 1.5,
+        table: Tensor | None = None,
+        spec: StreamSpec | None = None,
+        **abilities: Any,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        size = ((vocab_size + 1) ** slots, slots, vocab_size)
+        drawn = torch.randn(size, generator=generator, dtype=torch.float64) * scale
+        self.table = drawn if table is None else table
+        plain = StreamSpec(slots=(Slot(size=vocab_size),) * slots, parallel=True)
+        super().__init__(self._look_up, spec or plain, **abilities)
+
+    def _look_up(self, prefix: Sequence[int], prompt_length: int) -> Tensor:
+        slots, vocab_size = self.table.shape[1:]
+        last = [vocab_size] * slots + list(prefix)
+        index = 0
+        for symbol in last[-slots:]:
+            index = index * (vocab_size + 1) + symbol
         return self.table[index]
 
 

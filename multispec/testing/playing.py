@@ -40,6 +40,6 @@ def play(target: Any, *settings: RowSettings) -> list[Generation]:
         pass
     if isinstance(target, FakeModel):
         for one in rows:
-            kept, ids = target.sessions[-1].kept.get(one.number), one.history.ids[:-1]
+            kept, ids = target.sessions[-1].kept.get(one.number), one.history.ids[: -one.step]
             require(kept == ids, f"row {one.number} emitted {ids} and held {kept}")
     return [one.result(clock, lambda _: None) for one in rows]
