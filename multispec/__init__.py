@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from multispec.hook import speculative
     from multispec.loading import load
     from multispec.methods import catalog
+    from multispec.modalities.speech.audio import Audio
     from multispec.report import Report
     from multispec.sampling import Sampling
     from multispec.stream import Draft, Generation, Prompt, Step, StreamSpec, Verdict
@@ -24,6 +25,7 @@ except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0.0.0"
 
 __all__ = [
+    "Audio",
     "Draft",
     "Generation",
     "Generator",
@@ -48,6 +50,7 @@ __all__ = [
 # Where each name lives. Read on first use: torch and transformers take seconds to import.
 _FOLDERS = {"drafters", "errors", "policies", "targets", "verifiers"}
 _HOMES = {
+    "Audio": "modalities.speech.audio",
     "catalog": "methods",
     "MultispecError": "errors",
     "Generator": "generator",

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
 
 from multispec.errors import ModelLoadError, UnknownNameError, UnsupportedError, UsageError
 from multispec.generator import Generator
-from multispec.modalities.image.families import FAMILIES, Entry, family_of, family_of_file
+from multispec.modalities.image import families as image_families
+from multispec.modalities.speech import families as speech_families
+from multispec.modalities.speech.refused import refuse
 from multispec.modalities.text import Text, load_tokenizer
 from multispec.targets import target_for
 from multispec.targets.loading import load_config, load_model
 
-EMBEDDED = ("text", "image")
+EMBEDDED = ("text", "image", "speech")
+# What a model of no family does not do.
+_LACKS = {"image": "draws no pictures", "speech": "speaks no codes of a codec"}
 
 
 def assets() -> Path:
@@ -35,14 +39,14 @@ def load(
     draft: Any = None,
     trust_remote_code: bool = False,
 ) -> Generator:
-    """A generator from embedded models ("text", "image"), a folder or hub id, or a model you already have.
+    """A generator from embedded models ("text", "image", "speech"), a folder or hub id, or a model you have.
 
     The modality follows from the model's config unless it is given. ``draft`` is the model that
     ``drafter="auto"`` drafts with: a model, a folder or a hub id. Without a tokenizer, prompts are ids.
 
     Raises:
         UsageError: neither or both of a name and a model; a modality that nobody knows.
-        UnsupportedError: ``modality="image"`` for a model that draws no pictures.
+        UnsupportedError: ``modality="image"`` or "speech" for a model that draws or speaks nothing.
         ModelLoadError: the model cannot be read.
 
     >>> generator = load("text")                                               # doctest: +SKIP
@@ -55,17 +59,21 @@ def load(
     if modality not in (None, *EMBEDDED):
         raise UnknownNameError("modality", modality, EMBEDDED)
     if model is None:
+        asked = draft is not None
         folder, draft = _resolve(name_or_path, draft)
-        entry = None if modality == "text" else _image_family(folder, modality == "image", trust_remote_code)
-        if entry is not None:
-            return _load_images(entry, folder, draft, tokenizer, device, dtype, trust_remote_code)
+        found = _family(folder, modality, trust_remote_code)
+        if found is not None:
+            made = _load_media(found, folder, draft, tokenizer, device, dtype, trust_remote_code)
+            # A window over a picture saves more calls than the draft model that comes with it, for nothing.
+            return made if asked or found.modality != "image" else made.drafting(made.modality.drafter)
         model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         tokenizer = tokenizer if tokenizer is not None else load_tokenizer(folder, trust_remote_code)
         target = target_for(model, owned=True)
-    elif modality == "image":
+    elif modality in _LACKS:
+        way, adapter = ("draws", "Images") if modality == "image" else ("speaks", "Speech")
         raise UsageError(
-            "A model object does not say how it draws. Pass its folder or hub id, or build the generator: "
-            "Generator(family.target, Images(family)), with multispec.modalities.image."
+            f"A model object does not say how it {way}. Pass its folder or hub id, or build the generator: "
+            f"Generator(family.target, {adapter}(family)), with multispec.modalities.{modality}."
         )
     else:
         target = target_for(_moved(model, device, dtype))
@@ -90,20 +98,35 @@ def _resolve(name_or_path: Any, draft: Any) -> tuple[str | Path, Any]:
     return name, draft
 
 
-def _image_family(name_or_path: str | Path, needed: bool, trust_remote_code: bool) -> Entry | None:
-    """The family of image models that this one belongs to, from its config alone."""
-    entry = family_of_file(name_or_path)
-    if entry is not None:
-        return entry
+class _Found(NamedTuple):
+    """A model of media: its modality, and the entry of its family there."""
+
+    modality: str
+    entry: Any
+
+
+def _family(name_or_path: str | Path, modality: str | None, trust_remote_code: bool) -> _Found | None:
+    """The family that this model belongs to, from its config alone; None for text."""
+    if modality == "text":
+        return None
+    if modality != "speech" and (entry := image_families.family_of_file(name_or_path)) is not None:
+        return _Found("image", entry)
     config = _config_of(name_or_path, trust_remote_code)
-    entry = None if config is None else family_of(config)
-    if entry is None and needed and config is not None:
-        known = ", ".join(one.module for one in FAMILIES)
-        raise UnsupportedError(
-            f"{str(name_or_path)!r} is of type {getattr(config, 'model_type', None)!r}, which draws no "
-            f"pictures. Families that do: {known}."
-        )
-    return entry
+    if config is None:
+        return None
+    for name, families in (("image", image_families), ("speech", speech_families)):
+        if modality in (None, name) and (entry := families.family_of(config)) is not None:
+            return _Found(name, entry)
+    if modality != "image":
+        refuse(config)
+    if modality is None:
+        return None
+    known = image_families.FAMILIES if modality == "image" else speech_families.FAMILIES
+    kind = getattr(config, "model_type", None)
+    raise UnsupportedError(
+        f"{str(name_or_path)!r} is of type {kind!r}, which {_LACKS[modality]}. "
+        f"Families that do: {', '.join(one.module for one in known)}."
+    )
 
 
 def _config_of(name_or_path: str | Path, trust_remote_code: bool) -> Any:
@@ -119,8 +142,8 @@ def _config_of(name_or_path: str | Path, trust_remote_code: bool) -> Any:
     return PreTrainedConfig.from_dict(found) if found else None
 
 
-def _load_images(
-    entry: Entry,
+def _load_media(
+    found: _Found,
     folder: str | Path,
     draft: Any,
     tokenizer: Any,
@@ -129,10 +152,23 @@ def _load_images(
     trust_remote_code: bool,
 ) -> Generator:
     if tokenizer is not None:
+        what = "captions" if found.modality == "image" else "texts"
         raise UsageError(
-            f"The {entry.module} models read captions with a tokenizer of their own: got tokenizer=... too. "
-            "Leave it out, or put it into the model's folder."
+            f"The {found.entry.module} models read {what} with a tokenizer of their own: got tokenizer=... "
+            "too. Leave it out, or put it into the model's folder."
         )
+    adapter = _adapter(found.modality)
+    family = found.entry.load(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    if isinstance(draft, (str, Path)):
+        draft = _load_draft(draft, family.target.device, dtype, trust_remote_code)
+    return Generator(family.target, adapter(family), draft)
+
+
+def _adapter(modality: str) -> Any:
+    if modality == "speech":
+        from multispec.modalities.speech.adapter import Speech
+
+        return Speech
     try:
         from multispec.modalities.image.adapter import Images
     except ImportError as error:
@@ -140,17 +176,13 @@ def _load_images(
             f"Pictures need the package pillow, which cannot be imported ({error}): "
             "pip install 'multispec[image]'"
         ) from error
-    family = entry.load(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    if isinstance(draft, (str, Path)):
-        draft = _load_draft(draft, family.target.device, dtype, trust_remote_code)
-    return Generator(family.target, Images(family), draft)
+    return Images
 
 
 def _load_draft(draft: Any, device: torch.device, dtype: Any, trust_remote_code: bool) -> Any:
-    entry = _image_family(draft, False, trust_remote_code)
-    if entry is not None:
-        family = entry.load(draft, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        return family.target
+    found = _family(draft, None, trust_remote_code)
+    if found is not None:
+        return found.entry.load(draft, device=device, dtype=dtype, trust_remote_code=trust_remote_code).target
     model = load_model(draft, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
     return target_for(model, owned=True)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from multispec.cli import check, demo, doctor, image, methods, text
+from multispec.cli import check, demo, doctor, image, methods, speech, text
 
 app = typer.Typer(
     name="multispec",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("text")(text.text)
 app.command("image")(image.image)
+app.command("speech")(speech.speech)
 app.command("methods")(methods.methods)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,72 +22,118 @@ from multispec.cli._console import (
     running,
     table,
 )
+from multispec.cli._media_demo import Part, drafters, media, show_times
+from multispec.errors import UnknownNameError
 
 PROMPTS = {"story": "Once upon a time", "code": "def fibonacci(n):\n"}
 TEMPERATURES = {"greedy": 0.0, "temperature 0.8": 0.8}
 COLUMNS = ("prompt", "sampling", "same tokens", "drafter", *_timing.COLUMNS[1:])
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One prompt with one temperature: every drafter in turn."""
-
-    prompt: str
-    sampling: str
-    timed: dict[str, _timing.Timed]
-
-    def rows(self) -> list[list[str]]:
-        """One row per drafter."""
-        same = "yes" if _timing.identical(self.timed) else "NO"
-        return [[self.prompt, self.sampling, same, *row] for row in _timing.rows(self.timed)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        first = next(iter(self.timed.values()))
-        ways = {
-            name: one.to_dict()
-            | {
-                "speed_ratio": one.tokens_per_second / first.tokens_per_second,
-                "report": one.result.report.to_dict(),
-            }
-            for name, one in self.timed.items()
-        }
-        return {
-            "prompt": PROMPTS[self.prompt],
-            "sampling": self.sampling,
-            "same_tokens": _timing.identical(self.timed),
-            "text": first.result.output,
-            "drafters": ways,
-        }
+KINDS = ("text", "image", "speech")
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("multispec-demo"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="text, image or speech; may be repeated. Without it, all.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens per text.")] = 96,
     model: Model = "text",
     draft: Draft = None,
+    image_model: Annotated[str, typer.Option(help="What draws: a folder or a hub id.")] = "image",
+    image_draft: Annotated[str | None, typer.Option(help="Its draft model.")] = None,
+    speech_model: Annotated[str, typer.Option(help="What speaks: a folder or a hub id.")] = "speech",
+    speech_draft: Annotated[str | None, typer.Option(help="Its draft model.")] = None,
     debug: Debug = False,
 ) -> None:
     """Generate with the embedded models, plain and speculative side by side; writes files."""
     start = time.perf_counter()
     with running(debug):
-        generator = load(model, draft)
+        kinds = only or list(KINDS)
+        wrong = next((kind for kind in kinds if kind not in KINDS), None)
+        if wrong is not None:
+            raise UnknownNameError("kind of output", wrong, KINDS)
         out.mkdir(parents=True, exist_ok=True)
-        _show_texts(generator, max_new_tokens)
-        parts = [
-            _part(generator, prompt, sampling, max_new_tokens)
-            for prompt in PROMPTS
-            for sampling in TEMPERATURES
-        ]
-        console().print(table(COLUMNS, [row for part in parts for row in part.rows()], _TITLE))
-        hooked = _inside_transformers(generator, max_new_tokens)
-        _write(out, parts, hooked)
-        _say_the_end(out, time.perf_counter() - start)
-        if not hooked or not all(_timing.identical(part.timed) for part in parts):
+        shown = _Shown()
+        if "text" in kinds:
+            shown.texts(load(model, draft), max_new_tokens)
+        for kind, name, other in (
+            ("image", image_model, image_draft),
+            ("speech", speech_model, speech_draft),
+        ):
+            if kind in kinds:
+                shown.add(kind, media(kind, name, other, out))
+        shown.show()
+        shown.write(out)
+        screen = console()
+        seconds = time.perf_counter() - start
+        screen.print(f"Files, report.json and table.md are in {out} ({seconds:.0f} s).", markup=False)
+        if not shown.same:
             raise typer.Exit(1)
 
 
-_TITLE = "The same seed gives the same tokens; medians of 3 runs in turn, after a warm-up"
+@dataclass
+class _Shown:
+    """What was made, of every kind, and why some kinds were not."""
+
+    parts: list[Part] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    hooked: bool | None = None
+
+    def texts(self, generator: Any, max_new_tokens: int) -> None:
+        """All texts, plainly and drafted, and once inside transformers."""
+        _show_texts(generator, max_new_tokens)
+        for prompt in PROMPTS:
+            for sampling in TEMPERATURES:
+                self.parts.append(_part(generator, prompt, sampling, max_new_tokens))
+        self.hooked = _inside_transformers(generator, max_new_tokens)
+
+    def add(self, kind: str, found: list[Part] | str) -> None:
+        """Parts, or why there are none."""
+        if isinstance(found, str):
+            self.missing[kind] = found
+        else:
+            self.parts += found
+
+    @property
+    def same(self) -> bool:
+        """Whether drafting changed nothing anywhere."""
+        return self.hooked is not False and all(_timing.identical(part.timed) for part in self.parts)
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """One for each prompt and drafter."""
+        return [row for part in self.parts for row in part.rows()]
+
+    def show(self) -> None:
+        """The table, when sounds came, and what is missing."""
+        screen = console()
+        if self.parts:
+            screen.print(table(COLUMNS, self.rows, _TITLE))
+        show_times(self.parts)
+        for kind, why in self.missing.items():
+            screen.print(f"No {kind}: {why}", style="yellow", markup=False)
+
+    def write(self, out: Path) -> None:
+        """report.json, table.md and the texts."""
+        for part in self.parts:
+            if part.kind == "text":
+                first = next(iter(part.timed.values())).result
+                name = f"{part.name}-{part.sampling.replace(' ', '-')}.txt"
+                (out / name).write_text(part.prompt + first.output + "\n", encoding="utf-8")
+        found = {
+            "runs": [part.to_dict() for part in self.parts],
+            "transformers_same_tokens": self.hooked,
+            "missing": self.missing,
+        }
+        (out / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (out / "table.md").write_text(markdown(COLUMNS, self.rows), encoding="utf-8")
+
+
+_TITLE = (
+    "The same seed gives the same tokens; texts: medians of 3 runs in turn, media: one run, after a warm-up"
+)
 
 
 def _show_texts(generator: Any, max_new_tokens: int) -> None:
@@ -105,19 +151,7 @@ def _show_texts(generator: Any, max_new_tokens: int) -> None:
         painter.write("\n\n", False)
 
 
-def _drafters(generator: Any) -> dict[str, Any]:
-    """Plain decoding first: the ratios are against it."""
-    from multispec.errors import UsageError
-
-    found: dict[str, Any] = {"plain": None}
-    try:
-        found["draft_model"] = generator.methods.drafter("draft_model")
-    except UsageError:  # a model of the user's own, given without a draft
-        pass
-    return found | {"prompt_lookup": "prompt_lookup"}
-
-
-def _part(generator: Any, prompt: str, sampling: str, max_new_tokens: int) -> _Part:
+def _part(generator: Any, prompt: str, sampling: str, max_new_tokens: int) -> Part:
     import multispec as ms
 
     settings = {
@@ -125,8 +159,8 @@ def _part(generator: Any, prompt: str, sampling: str, max_new_tokens: int) -> _P
         "max_new_tokens": max_new_tokens,
     }
     with console(stderr=True).status(f"{prompt}, {sampling} ..."):
-        timed = _timing.take_turns(generator, PROMPTS[prompt], settings, _drafters(generator))
-    return _Part(prompt, sampling, timed)
+        timed = _timing.take_turns(generator, PROMPTS[prompt], settings, drafters(generator, "prompt_lookup"))
+    return Part("text", prompt, PROMPTS[prompt], sampling, timed)
 
 
 def _inside_transformers(generator: Any, max_new_tokens: int) -> bool:
@@ -143,20 +177,3 @@ def _inside_transformers(generator: Any, max_new_tokens: int) -> bool:
     said = "the same tokens as without" if same else "OTHER tokens than without"
     console().print(f"{line}: {said}", markup=False, style="" if same else "red")
     return same
-
-
-def _write(out: Path, parts: list[_Part], hooked: bool) -> None:
-    for part in parts:
-        first = next(iter(part.timed.values())).result
-        name = f"{part.prompt}-{part.sampling.replace(' ', '-')}.txt"
-        (out / name).write_text(PROMPTS[part.prompt] + first.output + "\n", encoding="utf-8")
-    found = {"runs": [part.to_dict() for part in parts], "transformers_same_tokens": hooked}
-    (out / "report.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    rows = [row for part in parts for row in part.rows()]
-    (out / "table.md").write_text(markdown(COLUMNS, rows), encoding="utf-8")
-
-
-def _say_the_end(out: Path, seconds: float) -> None:
-    screen = console()
-    screen.print(f"Texts, report.json and table.md are in {out} ({seconds:.0f} s).", markup=False)
-    screen.print("Image and speech arrive with their models.")

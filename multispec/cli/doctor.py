@@ -7,16 +7,25 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import typer
 
 from multispec.cli._console import Debug, Json, console, running, table, way_of
 
 REQUIRED = "einops jaxtyping numpy rich safetensors tokenizers torch transformers typer".split()
+EMBEDDED = ("text", "image", "speech")
 # What each of them is for.
-OPTIONAL = {"diffusers": "image", "pillow": "image", "soundfile": "speech", "torchaudio": "speech"}
+OPTIONAL = {
+    "diffusers": "image",
+    "pillow": "image",
+    "soundfile": "speech",
+    "torchaudio": "speech",
+    "matplotlib": "plots",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +73,11 @@ def examine() -> Iterator[Finding]:
         yield _optional(name, extra)
     looks: list[tuple[str, Callable[[], Finding]]] = [
         ("torchaudio import", _torchaudio),
+        ("files of sounds", _soundfile),
         ("transformers models", _transformers),
         ("devices", _devices),
         ("oneDNN weight packing", _packing),
-        ("embedded text models", _embedded),
+        *((f"embedded {name} models", partial(_embedded, name)) for name in EMBEDDED),
     ]
     for name, look in looks:
         yield _safely(name, look)
@@ -125,6 +135,24 @@ def _torchaudio() -> Finding:
     return Finding(name=name, found=f"works ({torchaudio.__version__})")
 
 
+def _soundfile() -> Finding:
+    name = "files of sounds"
+    if not _package("soundfile", "").ok:
+        return Finding(name=name, found="not installed, nothing to try")
+    import torch
+
+    from multispec.modalities.speech.audio import FORMATS, Audio
+
+    with TemporaryDirectory() as folder:
+        for ending in FORMATS:
+            path = Path(folder) / f"sound{ending}"
+            Audio(torch.zeros(1, 800), 8000).save(path)
+            if Audio.read(path).duration != 0.1:
+                mend = "pip install --force-reinstall soundfile"
+                return Finding(name=name, found=f"{ending} comes back otherwise", ok=False, mend=mend)
+    return Finding(name=name, found=f"{', '.join(FORMATS)} can be written and read")
+
+
 def _transformers() -> Finding:
     from transformers import LlamaForCausalLM
 
@@ -156,15 +184,14 @@ def _packing() -> Finding:
     return Finding(name=name, found=found, ok=float(difference) < 1e-4, mend="")
 
 
-def _embedded() -> Finding:
-    from multispec.errors import ModelLoadError
-    from multispec.loading import load
+def _embedded(modality: str) -> Finding:
+    from multispec.loading import assets, load
 
-    name = "embedded text models"
+    name = f"embedded {modality} models"
+    if not (assets() / modality / "target" / "config.json").is_file():
+        needed = modality == "text"
+        mend = f"python recipes/train_{modality}.py"
+        return Finding(name=name, found="not in this installation", ok=not needed, mend=mend)
     with running(debug=True):
-        try:
-            generator = load("text")
-        except ModelLoadError as error:
-            mend = "python recipes/train_text.py"
-            return Finding(name=name, found=str(error).split(". ")[0], ok=False, mend=mend)
+        generator = load(modality)
     return Finding(name=name, found=f"present, run as {way_of(generator)}")

@@ -66,11 +66,13 @@ class Layer:
 class FusedForward:
     """A ``ragged.Forward`` for the Llama family.
 
+    Passes may name up to ``positions`` positions, also where they hold fewer symbols.
+
     >>> FusedForward.fits(object())
     False
     """
 
-    def __init__(self, model: Any, attention: Attention, pack: bool) -> None:
+    def __init__(self, model: Any, attention: Attention, pack: bool, positions: int = 0) -> None:
         config = model.config
         self.attention = attention
         self.layers = int(config.num_hidden_layers)
@@ -83,6 +85,7 @@ class FusedForward:
         self._head = merged([model.lm_head], pack)
         self._rotary = model.model.rotary_emb
         self._cos, self._sin = torch.empty(0), torch.empty(0)
+        self._positions = positions
         kinds = getattr(config, "layer_types", None) or attention.kinds * self.layers
         pairs = zip(model.model.layers, kinds, strict=False)
         self._layers = [_read(layer, kind, pack) for layer, kind in pairs]
@@ -107,7 +110,7 @@ class FusedForward:
 
     def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
         """Run all layers."""
-        self._tables(cache.ledger.end)
+        self._tables(max(cache.ledger.end, self._positions))
         at = step.table if step.table is not None else slice(step.start, step.end)
         cos, sin = self._cos[at].unsqueeze(-2), self._sin[at].unsqueeze(-2)
         hidden = F.embedding(ids, self._embedding)

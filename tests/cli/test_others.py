@@ -12,7 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 import multispec as ms
+from multispec import loading
 from multispec.cli import app, doctor
+from multispec.modalities.speech import Audio
+from tests.models import drawing, speaking
 
 LIGHT = """
 import sys, types
@@ -31,7 +34,7 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     shown = CliRunner().invoke(app, ["--help"]).stdout
-    assert all(name in shown for name in ("demo", "text", "methods", "check", "doctor"))
+    assert all(name in shown for name in ("demo", "text", "image", "speech", "methods", "check", "doctor"))
 
 
 def test_nothing_heavy_is_imported_for_help() -> None:
@@ -65,6 +68,8 @@ def test_doctor_says_what_there_is() -> None:
     assert names["multispec"]["found"] == ms.__version__
     assert names["torchaudio import"]["ok"]
     assert "threads" in names["devices"]["found"]
+    assert names["files of sounds"]["found"] == ".wav, .flac, .ogg can be written and read"
+    assert all(f"embedded {name} models" in names for name in ("text", "image", "speech"))
     assert result.exit_code == (0 if found["ok"] else 1)
 
 
@@ -94,7 +99,7 @@ def test_doctor_names_the_command_for_what_is_missing(monkeypatch: pytest.Monkey
 
 
 def test_demo_writes_what_it_shows(target: str, draft: str, tmp_path: Path) -> None:
-    arguments = ["demo", "--model", target, "--draft", draft, "--max-new-tokens", "12"]
+    arguments = ["demo", "--only", "text", "--model", target, "--draft", draft, "--max-new-tokens", "12"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert "the same tokens as without" in result.stdout
@@ -105,3 +110,39 @@ def test_demo_writes_what_it_shows(target: str, draft: str, tmp_path: Path) -> N
     table = (tmp_path / "table.md").read_text().splitlines()
     assert len(table) == 2 + 4 * 3
     assert (tmp_path / "code-greedy.txt").read_text(encoding="utf-8").startswith("def fibonacci")
+
+
+def test_demo_draws_and_speaks(tmp_path: Path) -> None:
+    """Both ways beside each other; the sounds and pictures are there."""
+    image, speech, out = tmp_path / "image", tmp_path / "speech", tmp_path / "out"
+    drawing.save(image)
+    speaking.save(speech, context=48, text_limit=9)
+    arguments = ["demo", "--only", "image", "--only", "speech", "--out", str(out)]
+    for kind, folder in (("image", image), ("speech", speech)):
+        arguments += [f"--{kind}-model", str(folder / "target"), f"--{kind}-draft", str(folder / "draft")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "report.json").read_text())
+    assert [one["kind"] for one in report["runs"]] == ["image", "image", "speech", "speech"]
+    assert all(one["same_tokens"] for one in report["runs"]) and report["missing"] == {}
+    for one in report["runs"]:
+        assert set(one["drafters"]) == {"plain", "draft_model", "jacobi"}
+        assert one["files"] and all((out / name).stat().st_size > 0 for name in one["files"])
+    assert set(report["runs"][2]["delivery"]) == {"plain", "draft_model", "jacobi"}
+    assert "first sound after" in result.stdout
+    plain, drafted = (Audio.read(out / f"fox-{way}.wav") for way in ("plain", "jacobi"))
+    assert plain.waveform.equal(drafted.waveform) and plain.duration > 0
+
+
+def test_demo_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "assets", lambda: tmp_path / "assets")
+    result = CliRunner().invoke(app, ["demo", "--only", "speech", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0 and "No speech: The embedded speech models are not in" in result.stdout
+    assert (
+        "python recipes/train_speech.py"
+        in json.loads((tmp_path / "out/report.json").read_text())["missing"]["speech"]
+    )
+    wrong = CliRunner().invoke(app, ["demo", "--only", "spech", "--out", str(tmp_path / "out")])
+    assert wrong.exit_code == 2 and "Did you mean 'speech'" in wrong.stderr
+    own = ["demo", "--only", "image", "--image-model", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, own).exit_code == 1
