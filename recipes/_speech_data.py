@@ -79,7 +79,7 @@ def sentences(books: Path, least: int = 3, most: int = 12) -> list[str]:
 def chosen(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """So many of them, in an order that does not depend on how many."""
     order = np.random.default_rng(seed).permutation(len(texts))
-    return [texts[i] for i in (order[:count] if count else order)]
+    return [texts[int(i)] for i in (order[:count] if count else order)]
 
 
 def held_out(text: str) -> bool:

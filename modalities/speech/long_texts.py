@@ -71,7 +71,7 @@ def speak(
     for start in range(0, len(plan.utterances), together):
         some = range(start, min(start + together, len(plan.utterances)))
         sampling = [plan.settings(number)["sampling"] for number in some]
-        asked = settings | {"sampling": sampling}
+        asked: dict[str, Any] = settings | {"sampling": sampling}
         try:
             results += generator.generate([plan.prompt(number) for number in some], **asked)
         except GenerationError as error:

@@ -272,7 +272,7 @@ def _compared(speaking: _Speaking) -> dict[str, Any]:
     made = {}
     for way, drafter in (("plain", None), ("speculative", speaking.settings["drafter"])):
         start = time.perf_counter()
-        asked = speaking.settings | {"drafter": drafter}
+        asked: dict[str, Any] = speaking.settings | {"drafter": drafter}
         made[way] = speak(speaking.generator, speaking.text, voice=speaking.voice, **asked)
         seconds = time.perf_counter() - start
         found[way] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_the_recent_penalty() -> None:
     """transformers' repetition penalty over the last symbols: the very same where the window holds all."""
     scores = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(2))
     ids = torch.tensor([[0, 1, 1], [2, 3, 0]])
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(ids, scores.clone())
+    expected = cast(Any, RepetitionPenaltyLogitsProcessor(1.7))(ids, scores.clone())
     assert torch.equal(RecentPenalty(1.7, 3)(ids, scores), expected)
     assert torch.equal(RecentPenalty(1.7, 1)(ids, scores), RecentPenalty(1.7, 9)(ids[:, -1:], scores))
 
@@ -132,7 +132,7 @@ def test_settings_outside_their_range() -> None:
     wrong: list[dict[str, Any]] = [{"repeats": 0}, {"top_k": -1}, {"top_p": 0.0}, {"temperature": 0.0}]
     for settings in wrong:
         with pytest.raises(SamplingError, match="Repetition aware sampling needs"):
-            RepetitionAware(**({"window": 3, "repeats": 1} | settings))
+            RepetitionAware(**cast(dict[str, Any], {"window": 3, "repeats": 1} | settings))
     with pytest.raises(SamplingError, match="A window holds one symbol at least: got 0"):
         RepetitionAware(window=0, repeats=1)
     with pytest.raises(SamplingError, match="A window holds one symbol"):

@@ -364,7 +364,8 @@ def test_a_codec_that_hears_everything_is_cut_off_without_clicks() -> None:
 
 
 def test_windows_that_cannot_be() -> None:
-    for options in ({"chunk": 0}, {"around": (-1, 2)}):
+    wrong: list[dict[str, Any]] = [{"chunk": 0}, {"around": (-1, 2)}]
+    for options in wrong:
         with pytest.raises(UsageError, match="A chunk is one frame at least"):
             Speech(Voice(), **options)
 

@@ -124,12 +124,16 @@ class Tongue:
     guidance: Guidance = field(default_factory=Guidance)
     sampling: Sampling = field(default_factory=Sampling)
 
-    @cached_property
+    @property
     def layout(self) -> TinyLayout:
         return TinyLayout(num_codebooks=self.codec.num_codebooks)
 
-    @cached_property
+    @property
     def target(self) -> Target:
+        return self._target
+
+    @cached_property
+    def _target(self) -> Target:
         size, chance = self.layout.spec.vocab_size, torch.Generator().manual_seed(1)
         # Neighbouring codes sound alike and follow each other: drafts come true now and then.
         table = torch.randn(size, 2, size, generator=chance, dtype=torch.float64) * 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -152,7 +152,7 @@ def test_codebooks_add_up_to_the_latent(name: str) -> None:
             columns = [[n for n, (book, _) in enumerate(own.places) if book == level] for level in range(3)]
             parts = [book.latent(frame[:, of]) for book, of in zip(model.codebooks, columns, strict=True)]
             # The first step of a frame hears the first code of each codebook.
-            expected, vectors = sum(parts)[0, :, 0], [vectors[of[0]] for of in columns]
+            expected, vectors = torch.stack(parts).sum(0)[0, :, 0], [vectors[of[0]] for of in columns]
         elif name == "mimi":
             expected = model.quantizer.decode(frame.T[None])[0, :, 0]
         else:
@@ -237,11 +237,11 @@ def test_loudness_beside_the_codes_is_refused() -> None:
 def test_halves_of_mimi() -> None:
     """A checkpoint of the decoder alone decodes; one of the encoder alone is refused."""
     config: dict[str, Any] = codecs.codec("mimi").model.config.to_dict()
-    half = MimiCodec.from_model(MimiModel(MimiConfig(**(config | {"encoder_config": None}))))
+    half = MimiCodec.from_model(MimiModel(cast(Any, MimiConfig)(**(config | {"encoder_config": None}))))
     with pytest.raises(UnsupportedError, match="no encoder weights"):
         half.encode(codecs.sound(1, 20))
     with pytest.raises(UnsupportedError, match="encoder alone"):
-        MimiCodec.from_model(MimiModel(MimiConfig(**(config | {"decoder_config": None}))))
+        MimiCodec.from_model(MimiModel(cast(Any, MimiConfig)(**(config | {"decoder_config": None}))))
 
 
 def _save(name: str, folder: Path) -> None:
@@ -350,7 +350,7 @@ def test_snac_noise_comes_from_the_codes() -> None:
     silent = SnacCodec(codecs.build("snac"))
     for name, module in silent.model.named_modules():
         if name.endswith(".linear"):
-            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(cast(Any, module).weight)
     assert not torch.allclose(silent.decode(codes), own.decode(codes)), "the noise is heard"
 
 

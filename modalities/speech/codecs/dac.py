@@ -80,9 +80,13 @@ class DacCodec:
         """Samples of one frame."""
         return int(self.model.config.hop_length)
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, int]:
         """By the kernels, the same on both sides."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         return heard(padded_layers(self.model.decoder), self.hop)
 
     @torch.inference_mode()

@@ -109,9 +109,13 @@ class EncodecCodec:
         """Samples of one frame."""
         return int(self.model.config.hop_length)
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, int]:
         """By the kernels, and by how long the recurrent layers remember, measured on their own weights."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         before, behind = heard(trimmed_layers(self.model.decoder), self.hop)
         memory = _memory(self.model.decoder)
         return (UNBOUNDED if memory == UNBOUNDED else before + memory), behind

@@ -71,9 +71,13 @@ class HiggsAudioCodec:
         """Samples of one frame."""
         return int(self.model.config.hop_length)
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, int]:
         """By the kernels of the acoustic decoder: semantic features are not heard."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         return _semantic.reach(self.model)
 
     @torch.inference_mode()

@@ -90,9 +90,13 @@ class MimiCodec:
         """Samples of one frame."""
         return int(self.model.config.frame_size)
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, int]:
         """By the kernels, and by the attention window in every layer."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         config, decoder = self.model.config, self.model.decoder
         window = Looks((int(config.sliding_window) - 1) * int(config.num_hidden_layers), 0)
         layers: list[Hears] = [*_upsampling(decoder), window, *trimmed_layers(decoder.decoder_seanet)]

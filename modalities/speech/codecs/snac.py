@@ -108,9 +108,13 @@ class SnacCodec:
         """Samples of one frame."""
         return self.model.config.hop
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, int]:
         """By the kernels, the same on both sides."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         frame = self.model.config.frame
         layers: list[Hears] = [Spreads(frame, frame), *padded_layers(self.model.decoder)]
         return heard(layers, self.hop)

@@ -69,9 +69,13 @@ class XcodecCodec:
         """Samples of one frame."""
         return int(self.model.config.hop_length)
 
-    @cached_property
+    @property
     def reach(self) -> tuple[int, int]:
         """By the kernels of the acoustic decoder: semantic features are not heard."""
+        return self._reach
+
+    @cached_property
+    def _reach(self) -> tuple[int, int]:
         return _semantic.reach(self.model)
 
     def codebook(self, level: int, /) -> Float[Tensor, "V C"]:

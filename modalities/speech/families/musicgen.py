@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +91,8 @@ class MusicgenSlots:
 
     def embed(self, steps: Tensor) -> Tensor:
         """The sum of the codebooks' embeddings."""
-        found: Tensor = sum(table(steps[..., slot]) for slot, table in enumerate(self._decoder.embed_tokens))
-        return found
+        tables = self._decoder.embed_tokens
+        return cast(Tensor, sum(table(steps[..., slot]) for slot, table in enumerate(tables)))
 
     def run(self, x: Tensor, positions: Tensor, mask: Tensor, cache: Any, across: Across | None) -> Tensor:
         """All layers, with sinusoids at the positions of each row."""

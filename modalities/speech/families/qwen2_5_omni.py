@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ def load(
             f"No Qwen2.5-Omni can be read from {str(name_or_path)!r}: {first} Expected a folder with "
             "config.json, model.safetensors, tokenizer.json and spk_dict.pt, or a hub id that is reachable."
         ) from error
-    return Qwen25Omni.from_model(model.to(place), tokenizer)
+    return Qwen25Omni.from_model(cast(Any, model).to(place), tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
