@@ -84,7 +84,8 @@ def cepstra(wave: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mel cepstra `[S, 13]` every 10 ms, without the loudness."""
     logs = filterbanks(torch.from_numpy(wave)[None])[0].numpy() / 2  # of magnitudes, not of powers
     turned: NDArray[np.float64] = np.asarray(dct(logs, axis=1), dtype=np.float64)
-    return turned[:, 1 : CEPSTRA + 1] / (2 * logs.shape[1])
+    bands: int = logs.shape[1]
+    return turned[:, 1 : CEPSTRA + 1] / (2 * bands)
 
 
 def warped(distance: NDArray[np.float64]) -> tuple[float, int]:
