@@ -1,18 +1,20 @@
 """Streams with parallel slots: a round moves on by whole steps of K symbols.
 
 K codebooks run side by side: those of a step do not see each other, each sees all steps before. One pass
-over n drafted steps gives the laws of ``(n + 1) K`` symbols. Every slot of a step is decided on alone, a
-draft of one node at its own position, by the rule that the row was given; the next step is looked at if
-all slots of this one were accepted. What is emitted are whole steps: those accepted and one more.
+over n drafted steps gives the laws of ``(n + 1) K`` symbols. The next step is looked at if all slots of this
+one were accepted. What is emitted are whole steps: those accepted and one more.
 
-This is exact for every rule that is exact for one symbol: given the steps before, the target's law of a
-step is the product of its slots' laws, and a rule that turns a drafted symbol into one of law p_k does so
-whatever was drawn for the other slots. Each slot is kept with probability 1 - TV(p_k, q_k) by
-``rejection``, which no coupling of that slot can exceed, so no rule keeps more symbols of the steps it
-looks at. The *whole* step is kept with the product of these; a joint test of the step (accept with
-min(1, prod p_k / prod q_k)) keeps it with 1 - TV of the joint laws, which is at least that. The joint
-residual is not a product and asks for the q of symbols that were not drafted; for point masses, and so
-for all that look up or copy, both tests are the same. Shared noise (``coupled``) has no such loss.
+Given the steps before, the target's law of a step is the product of its slots' laws. So there are four ways
+to decide on one, and a rule goes one of them:
+
+* ``seed`` (shared noise): each slot is what the seed says there; together they could be nothing else.
+* Rules that judge a step as one symbol (``JudgesSteps``, ``rejection``): the step is kept with 1 - TV of the
+  joint laws, the most that a rule of laws can, and else comes from the joint residual.
+* Other rules of laws: the draft is a chain over the slots in their order, whose laws are known whatever was
+  drawn before in the same step. What is left of the step in which the chain is given up comes from p. Rules
+  that judge a chain as a whole (``block``, ``traversal``) keep more of it than slots by themselves do.
+* Relaxed rules, and ``rejection`` with ``frames="slots"``: each slot by itself, as a draft of one node at its
+  own position. What a rule says that it spends is what it spends: slots of a step add up.
 
 Penalties, bans and foreign processors work on each slot as on a stream of its own, as transformers does
 with the rows ``B K`` of such models; so ``min_new_tokens`` is rounded up to whole steps.
@@ -23,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,12 +35,30 @@ from multispec.errors import DraftError, InvalidLogitsError, PromptError
 from multispec.history import History, Prefix
 from multispec.processing import LogitsProcessor, Pipeline, Places
 from multispec.protocols import Standing, Verifier
-from multispec.sampling import Law, Noise, Sampling
+from multispec.sampling import Law, Noise, Purpose, Sampling
 from multispec.stream import Allowed, Draft, Forced, StreamSpec, Verdict
 from multispec.tree import chain_parents
 
 # What a grammar sees of the step that it speaks of.
 _HIDDEN = -1
+
+
+@runtime_checkable
+class JudgesSteps(Protocol):
+    """A rule that can decide on the parallel slots of a step together; ``frames`` says whether it does.
+
+    ``verify_step`` is given the K nodes of a step, or none, and their K laws. Its path is that of all nodes
+    or of none, and it emits K symbols.
+    """
+
+    @property
+    def frames(self) -> Literal["joint", "slots"]:
+        """Together, or each by itself."""
+        ...
+
+    def verify_step(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
+        """Decide on one step; ``p`` has K rows."""
+        ...
 
 
 class StepLaws(NamedTuple):
@@ -198,6 +218,50 @@ class Frames:
         """Step by step up to the first one with a corrected slot, or the one behind the draft."""
         if verifier.exactness == "seed":
             return self._same(draft, law, noise, standing)
+        if isinstance(verifier, JudgesSteps):
+            if verifier.frames == "joint":
+                return self._together(verifier, draft, law, noise, standing)
+        elif verifier.exactness == "law":
+            return self._in_line(verifier, draft, law, noise, standing)
+        return self._apart(verifier, draft, law, noise, standing)
+
+    def _together(
+        self, verifier: JudgesSteps, draft: Draft, law: Law, noise: Noise, standing: Standing
+    ) -> Decided:
+        """Each step as one symbol."""
+        tokens: list[int] = []
+        kept: list[bool] = []
+        for first in range(0, len(law), self.step):
+            last = first + self.step
+            one = _part(draft, first, min(last, len(draft)))
+            p = Law(law.scores[first:last], greedy=law.greedy)
+            at = standing._replace(start=standing.start + first, depth=first // self.step)
+            verdict = verifier.verify_step(one, p, noise, at)
+            tokens += verdict.tokens
+            kept += _equal(verdict.tokens, one.ids)
+            if not verdict.path:
+                break
+        return Decided(tuple(tokens), tuple(kept))
+
+    def _in_line(
+        self, verifier: Verifier, draft: Draft, law: Law, noise: Noise, standing: Standing
+    ) -> Decided:
+        """The draft as one chain, and the rest of the step in which it ends from p."""
+        size = len(draft) + 1
+        p = Law(law.scores[:size], greedy=law.greedy)
+        verdict = verifier.verify(draft, p, noise, standing)
+        done = len(verdict.tokens)
+        rest = range(done, -(-done // self.step) * self.step)
+        tokens = verdict.tokens
+        if rest:
+            last = Law(law.scores[rest.start : rest.stop], greedy=law.greedy)
+            # The rule draws from noise of this kind no further than it emits.
+            positions = [standing.start + place for place in rest]
+            tokens += tuple(noise.choose(last.probs, positions, Purpose.RESIDUAL, standing.start).tolist())
+        return Decided(tokens, _equal(tokens, draft.ids))
+
+    def _apart(self, verifier: Verifier, draft: Draft, law: Law, noise: Noise, standing: Standing) -> Decided:
+        """Each slot by itself."""
         tokens: list[int] = []
         kept: list[bool] = []
         spent: list[float] = []
@@ -213,11 +277,9 @@ class Frames:
     def _same(self, draft: Draft, law: Law, noise: Noise, standing: Standing) -> Decided:
         """What plain sampling emits with this seed, all slots and steps at once."""
         x = noise.symbols(law, range(standing.start, standing.start + len(law))).tolist()
-        equal = [mine == theirs for mine, theirs in zip(x, draft.ids, strict=False)]
-        first = equal.index(False) if False in equal else len(draft)
-        size = (first // self.step + 1) * self.step
-        kept = (*equal[:size], *(False,) * (size - len(equal)))
-        return Decided(tuple(x[:size]), kept)
+        equal = _equal(x, draft.ids)
+        size = (equal.index(False) // self.step + 1) * self.step
+        return Decided(tuple(x[:size]), equal[:size])
 
     def _alone(
         self,
@@ -294,6 +356,12 @@ class Frames:
 
     def _depths(self, places: Sequence[int]) -> tuple[int, ...]:
         return tuple(place // self.step + 1 for place in places)
+
+
+def _equal(tokens: Sequence[int], drafted: Sequence[int]) -> tuple[bool, ...]:
+    """Which symbols are what was drafted there."""
+    known = [mine == theirs for mine, theirs in zip(tokens, drafted, strict=False)]
+    return (*known, *(False,) * (len(tokens) - len(known)))
 
 
 def _outside(spec: StreamSpec) -> Bool[Tensor, "K V"] | None:

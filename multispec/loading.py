@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,6 +13,7 @@ from multispec.errors import ModelLoadError, UnknownNameError, UnsupportedError,
 from multispec.generator import Generator
 from multispec.modalities.image import families as image_families
 from multispec.modalities.speech import families as speech_families
+from multispec.modalities.speech import transcribe
 from multispec.modalities.speech.refused import refuse
 from multispec.modalities.text import Text, load_tokenizer
 from multispec.targets import target_for
@@ -43,6 +44,8 @@ def load(
 
     The modality follows from the model's config unless it is given. ``draft`` is the model that
     ``drafter="auto"`` drafts with: a model, a folder or a hub id. Without a tokenizer, prompts are ids.
+    A Whisper is given sounds and writes what it hears (``modalities.speech.transcribe``); a Whisper object
+    needs its processor as ``tokenizer``, and with ``modality="text"`` its prompts are ids.
 
     Raises:
         UsageError: neither or both of a name and a model; a modality that nobody knows.
@@ -59,28 +62,60 @@ def load(
     if modality not in (None, *EMBEDDED):
         raise UnknownNameError("modality", modality, EMBEDDED)
     if model is None:
-        asked = draft is not None
-        folder, draft = _resolve(name_or_path, draft)
-        found = _family(folder, modality, trust_remote_code)
-        if found is not None:
-            made = _load_media(found, folder, draft, tokenizer, device, dtype, trust_remote_code)
-            # A window over a picture saves more calls than the draft model that comes with it, for nothing.
-            return made if asked or found.modality != "image" else made.drafting(made.modality.drafter)
-        model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        tokenizer = tokenizer if tokenizer is not None else load_tokenizer(folder, trust_remote_code)
-        target = target_for(model, owned=True)
-    elif modality in _LACKS:
+        return _load_named(name_or_path, tokenizer, modality, draft, _Where(device, dtype, trust_remote_code))
+    if modality in _LACKS:
         way, adapter = ("draws", "Images") if modality == "image" else ("speaks", "Speech")
         raise UsageError(
             f"A model object does not say how it {way}. Pass its folder or hub id, or build the generator: "
             f"Generator(family.target, {adapter}(family)), with multispec.modalities.{modality}."
         )
-    else:
-        target = target_for(_moved(model, device, dtype))
+    target = target_for(_moved(model, device, dtype))
     if isinstance(draft, (str, Path)):
         draft = _load_draft(draft, target.device, dtype, trust_remote_code)
-    words = Text(tokenizer, model) if tokenizer is not None else None
-    return Generator(target, words, draft)
+    if modality is None and transcribe.hears(model, tokenizer):
+        return Generator(target, transcribe.Transcriptions.from_model(model, tokenizer), draft)
+    return Generator(target, Text(tokenizer, model) if tokenizer is not None else None, draft)
+
+
+class _Where(NamedTuple):
+    """How a model is read."""
+
+    device: Any
+    dtype: Any
+    trust_remote_code: bool
+
+
+def _load_named(name: Any, tokenizer: Any, modality: str | None, draft: Any, where: _Where) -> Generator:
+    """The generator of a name, a folder or a hub id."""
+    asked = draft is not None
+    folder, draft = _resolve(name, draft)
+    device, dtype, trust_remote_code = where
+    found = _family(folder, modality, trust_remote_code)
+    if found is not None:
+        made = _load_media(found, folder, draft, tokenizer, device, dtype, trust_remote_code)
+        # A window over a picture saves more calls than the draft model that comes with it, for nothing.
+        return made if asked or found.modality != "image" else made.drafting(made.modality.drafter)
+    if modality is None and transcribe.fits(_config_of(folder, trust_remote_code)):
+        return _load_transcriber(folder, draft, tokenizer, device, dtype, trust_remote_code)
+    model = load_model(folder, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer if tokenizer is not None else load_tokenizer(folder, trust_remote_code)
+    target = target_for(model, owned=True)
+    if isinstance(draft, (str, Path)):
+        draft = _load_draft(draft, target.device, dtype, trust_remote_code)
+    return Generator(target, Text(tokenizer, model) if tokenizer is not None else None, draft)
+
+
+def _load_transcriber(
+    folder: str | Path, draft: Any, tokenizer: Any, device: Any, dtype: Any, trust_remote_code: bool
+) -> Generator:
+    if tokenizer is not None:
+        raise UsageError(
+            "A Whisper writes with the tokenizer in its folder: got tokenizer=... too. Leave it out, or pass "
+            'modality="text" to give prompts as ids.'
+        )
+    return transcribe.load(
+        folder, device=device, dtype=dtype, draft=draft, trust_remote_code=trust_remote_code
+    )
 
 
 def _resolve(name_or_path: Any, draft: Any) -> tuple[str | Path, Any]:
@@ -119,8 +154,18 @@ def _family(name_or_path: str | Path, modality: str | None, trust_remote_code: b
             return _Found(name, entry)
     if modality != "image":
         refuse(config)
-    if modality is None:
-        return None
+    if modality is not None:
+        _refuse_modality(name_or_path, config, modality)
+    return None
+
+
+def _refuse_modality(name_or_path: str | Path, config: Any, modality: str) -> NoReturn:
+    """Say that a model does not do what was asked of it, and what would."""
+    if modality == "speech" and transcribe.fits(config):
+        raise UnsupportedError(
+            f"{str(name_or_path)!r} is a Whisper, which hears and speaks nothing. Leave the modality out: "
+            "multispec.load(...).generate('speech.wav') writes what is said."
+        )
     known = image_families.FAMILIES if modality == "image" else speech_families.FAMILIES
     kind = getattr(config, "model_type", None)
     raise UnsupportedError(

@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -228,6 +228,21 @@ class LogitsProcessor(Protocol):
     def __call__(self, input_ids: Any, scores: Any, /) -> Any: ...
 
 
+@runtime_checkable
+class Pure(Protocol):
+    """A processor that keeps nothing between calls, and says what it looks at.
+
+    One that ``reads`` scores alone is called once for all places.
+    """
+
+    @property
+    def reads(self) -> Literal["scores", "prefix"]:
+        """The scores of a place, or the ids before it as well."""
+        ...
+
+    def __call__(self, input_ids: Any, scores: Any, /) -> Any: ...
+
+
 # These look at nothing but the scores, so one call serves all places.
 _POINTWISE = frozenset(
     "TemperatureLogitsWarper TopKLogitsWarper TopPLogitsWarper TopHLogitsWarper MinPLogitsWarper "
@@ -253,7 +268,7 @@ def _from_transformers(processor: object, names: frozenset[str]) -> bool:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A transformers warper that looks at scores alone: one call for all places."""
+    """A processor that looks at scores alone: one call for all places."""
 
     processor: LogitsProcessor
 
@@ -272,7 +287,7 @@ class Foreign:
 
     def __init__(self, processor: LogitsProcessor) -> None:
         self.processor = processor
-        self.stateless = _from_transformers(processor, _STATELESS)
+        self.stateless = isinstance(processor, Pure) or _from_transformers(processor, _STATELESS)
         self._committed = processor if self.stateless else self._copy(processor)
         self._after: dict[tuple[int, ...], LogitsProcessor] = {}
 
@@ -434,6 +449,7 @@ def _wrap(processor: LogitsProcessor) -> Rule:
         ignored = getattr(processor, "prompt_ignore_length", None)
         if ignored is None or isinstance(ignored, Tensor):
             return RepetitionPenalty(processor.penalty)
-    if _from_transformers(processor, _POINTWISE):
+    scores_only = isinstance(processor, Pure) and processor.reads == "scores"
+    if scores_only or _from_transformers(processor, _POINTWISE):
         return Pointwise(processor)
     return Foreign(processor)

@@ -7,7 +7,7 @@ at is the ids before the place that is asked about, drafted ones included, so no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +38,8 @@ class RepetitionAware:
     draw never gives y again: p(x) is then p(x) / (1 - p(y)) for x other than y. Ids that are ``ignored``
     never count as repeated.
 
-    ``nuc`` is made at ``temperature`` from the ``top_k`` best up to mass ``top_p``; p is the model's own law.
+    ``nuc`` is made at ``temperature`` from the ``top_k`` best up to mass ``top_p``, counted in all symbols
+    or, where ``top_k_first``, in those k; p is the model's own law.
     It takes the place of the warpers: leave Sampling at temperature 1, or greedy, without top-k and top-p.
 
     Raises:
@@ -56,6 +57,8 @@ class RepetitionAware:
     temperature: float = 1.0
     other: bool = False
     ignored: tuple[int, ...] = ()
+    top_k_first: bool = False
+    reads: ClassVar[Literal["scores", "prefix"]] = "prefix"
 
     def __post_init__(self) -> None:
         _check_window(self.window)
@@ -78,7 +81,7 @@ class RepetitionAware:
         ignored: tuple[int, ...] = (1024, 1025),
     ) -> RepetitionAware:
         """As in Higgs Audio v2: in each codebook, nothing a third time within seven, but begin and end."""
-        nucleus: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+        nucleus: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k_first": True}
         return RepetitionAware(window=7, repeats=2, top_k=top_k, ignored=ignored, **nucleus)
 
     def __call__(self, input_ids: Int[Tensor, "n S"], scores: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
@@ -93,6 +96,8 @@ class RepetitionAware:
 
     def _nucleus(self, scores: Tensor) -> Tensor:
         mass, order = scores.softmax(-1).sort(descending=True)
+        if self.top_k and self.top_k_first:
+            mass = mass / mass[:, : self.top_k].sum(-1, keepdim=True)
         dropped = mass.cumsum(-1) - mass >= self.top_p
         if self.top_k:
             dropped[:, self.top_k :] = True
@@ -125,6 +130,7 @@ class RecentPenalty:
 
     penalty: float
     window: int
+    reads: ClassVar[Literal["scores", "prefix"]] = "prefix"
 
     def __post_init__(self) -> None:
         _check_window(self.window)

@@ -81,14 +81,15 @@ class Row:
     def __post_init__(self) -> None:
         asked = self.settings
         self.spec = asked.prompt.spec or self.spec
+        self._drawn = self.spec.drawn(asked.sampling)
         own_symbols = self.spec.prompt_size is None
         self.history = History(asked.prompt.ids.tolist(), asked.padding, foreign_prompt=not own_symbols)
         self.pipeline = Pipeline(
-            asked.sampling,
+            self._drawn.sampling,
             self.spec.vocab_size,
             end_ids=asked.end_ids,
             grammar=self.spec.grammar,
-            processors=asked.processors,
+            processors=self._processors,
         )
         slots, self.step = len(self.spec.slots), self.spec.step
         self.report.step = self.step
@@ -104,9 +105,13 @@ class Row:
         self._drafting = asked.drafter is not None
 
     def _frames(self) -> Frames:
-        asked = self.settings
-        prompt = self.history.ids
-        return Frames(self.spec, prompt, asked.sampling, asked.end_ids, asked.processors)
+        prompt, ends = self.history.ids, self.settings.end_ids
+        return Frames(self.spec, prompt, self._drawn.sampling, ends, self._processors)
+
+    @property
+    def _processors(self) -> tuple[LogitsProcessor, ...]:
+        """Those that were asked for, then the model's own."""
+        return (*self.settings.processors, *self._drawn.processors)
 
     @property
     def remaining(self) -> int:
@@ -118,19 +123,20 @@ class Row:
         """What the next pass begins with: the last symbol, of parallel slots the last step."""
         return self.history.ids[-self.step :]
 
-    def request(self) -> Request | None:
-        """What to ask of the drafter this round; None for a plain step."""
+    def request(self, rows: int = 1) -> Request | None:
+        """What to ask of the drafter in a round of so many rows; None for a plain step."""
         drafter = self.settings.drafter
         if drafter is None or not self._drafting:
             self.budget = Budget(nodes=0)
             return None
-        wanted = self.settings.policy.budget(self.past, drafter.num_draft_tokens)
+        past = self.past if rows == 1 else self.past._replace(rows=rows)
+        wanted = self.settings.policy.budget(past, drafter.num_draft_tokens)
         if self.frames is not None:
             nodes = self.frames.nodes(wanted.nodes, self.remaining, MAX_NODES)
         else:
             # One symbol always comes from the target, so a draft may fill all but one of what remains.
             nodes = max(min(wanted.nodes, self.remaining - 1, MAX_NODES), 0)
-        self.budget = Budget(nodes=nodes, confidence=wanted.confidence)
+        self.budget = wanted._replace(nodes=nodes)
         if nodes == 0:
             return None
         return Request(
@@ -186,20 +192,23 @@ class Row:
         counted = frames.counted(draft, size, kept, laws, reason is not None)
         self.report.forced += counted.forced
         self.report.count_round(counted.drafted, counted.accepted, size, decided.spent[:size], counted.whole)
-        self._remember(len(counted.drafted), len(counted.accepted))
+        self._remember(counted.drafted, counted.accepted, counted.whole)
         self._keep(logits, law, range(size))
         self.from_draft += kept
         frames.commit(emitted)
         self.finish_reason = reason
         return Outcome(emitted, tuple(range(size - self.step)), sum(kept), reason, law)
 
-    def _remember(self, drafted: int, accepted: int) -> None:
-        """What policies may look at."""
+    def _remember(self, drafted: Sequence[int], accepted: Sequence[int], whole: Collection[int]) -> None:
+        """What policies may look at: depths drafted, accepted, and accepted in all slots."""
         self.past = Past(
             rounds=self.past.rounds + 1,
             last_nodes=self.budget.nodes,
-            last_drafted=drafted,
-            last_accepted=accepted,
+            last_drafted=len(drafted),
+            last_accepted=len(accepted),
+            last_depth=max(drafted, default=0),
+            last_kept=max(whole, default=0),
+            memory=self.budget.memory,
         )
 
     def _standing(self) -> Standing:
@@ -285,7 +294,7 @@ class Row:
         accepted = tuple(d for d in range(1, outcome.accepted + 1) if d - 1 not in forced)
         count = len(outcome.emitted)
         self.report.count_round(drafted, accepted, count, verdict.spent[:count])
-        self._remember(len(drafted), len(accepted))
+        self._remember(drafted, accepted, accepted)
 
     def _forced(self, emitted: Sequence[int]) -> Collection[int]:
         grammar = self.spec.grammar

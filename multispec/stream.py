@@ -20,7 +20,7 @@ from torch import Tensor
 from multispec.errors import DraftError, UnsupportedError, UsageError
 from multispec.guidance import Guidance
 from multispec.report import Report
-from multispec.sampling import Law
+from multispec.sampling import Law, Sampling
 from multispec.tree import chain_parents, is_chain
 
 DraftKind = Literal["point", "sampled", "without_replacement"]
@@ -62,6 +62,24 @@ class Ending(Protocol):
     def __call__(self, generated: Sequence[int], /) -> bool: ...
 
 
+class Drawn(NamedTuple):
+    """How the symbols of a row are drawn: by these settings, behind these logits processors."""
+
+    sampling: Sampling
+    processors: tuple[Any, ...] = ()
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """What a model's own generation makes of settings: rules that it always goes by.
+
+    Raises:
+        UnsupportedError: settings that cannot go with these rules.
+    """
+
+    def __call__(self, sampling: Sampling, /) -> Drawn: ...
+
+
 @dataclass(frozen=True)
 class EverySlot:
     """Ends a stream with the frame whose ``slots`` all hold one of ``ids`` (Parler; CSM's frame of zeros).
@@ -97,6 +115,8 @@ class StreamSpec:
     Where nobody says otherwise, ``usual_length`` symbols are the most that a stream without a length of its
     own is given: one that has not ended by then never will.
 
+    ``drawing`` are rules of drawing that belong to the model, such as Dia's for its end.
+
     Parallel slots move on in whole steps of K symbols (``multispec.frames``): an end within a step lets
     the step be finished. Their grammar sees -1 for the symbols of the very step that it speaks of.
 
@@ -113,6 +133,7 @@ class StreamSpec:
     fixed_length: int | None = None
     usual_length: int | None = None
     grammar: Grammar | None = None
+    drawing: Drawing | None = None
     row_length: int | None = None
     prompt_size: int | None = None
 
@@ -129,6 +150,14 @@ class StreamSpec:
     def coordinates(self, position: int) -> tuple[int, int]:
         """(frame, slot) of a flat position."""
         return divmod(position, len(self.slots))
+
+    def drawn(self, sampling: Sampling) -> Drawn:
+        """What these settings mean for this stream.
+
+        Raises:
+            UnsupportedError: settings that cannot go with the model's own rules.
+        """
+        return Drawn(sampling) if self.drawing is None else self.drawing(sampling)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from multispec.errors import PromptError, UnknownNameError, UsageError
+from multispec.errors import PromptError, UnknownNameError, UnsupportedError, UsageError
 from multispec.guidance import Guidance
 from multispec.modalities.speech.audio import Audio
 from multispec.modalities.speech.family import FrameLayout, SpeechCodec, SpeechFamily
@@ -122,19 +122,24 @@ class Speech:
 
     @property
     def neighbours(self) -> Neighbours | None:
-        """Codes that sound alike, by the codec; None where a symbol means another code in each slot."""
+        """Codes that sound alike, by the codec.
+
+        None where a symbol means another code in each slot, and where the codec tells no codebook that fits
+        the layout: then rules that need one say so, and how to give them one.
+        """
         return self._near
 
     @cached_property
     def _near(self) -> Neighbours | None:
         if len(self.family.target.spec.slots) > 1:
             return None
-        layout = self.family.layout_of(self.family.prompt("hello"))
-        symbols = _symbols(layout, self.family.codec.cardinality)
-        codebook = _codebooks(self.family.codec, layout.num_codebooks)
-        if len(set(symbols)) != len(codebook):
+        try:
+            layout = self.family.layout_of(self.family.prompt("hello"))
+            symbols = _symbols(layout, self.family.codec.cardinality)
+            codebook = _codebooks(self.family.codec, layout.num_codebooks)
+            return Neighbours(codebook=codebook, symbols=symbols)
+        except (UsageError, UnsupportedError):
             return None
-        return Neighbours(codebook=codebook, symbols=symbols)
 
     def unconditional(self, prompt: Prompt, negative: Any) -> Prompt:
         """The prompt without a text, or with a negative one.

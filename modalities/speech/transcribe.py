@@ -6,14 +6,14 @@ symbols that say which language is spoken and what is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from multispec.errors import ModelLoadError, PromptError, UnknownNameError, UnsupportedError, UsageError
 from multispec.generator import Generator
@@ -34,6 +34,11 @@ def fits(config: Any) -> bool:
     return getattr(config, "model_type", None) == "whisper"
 
 
+def hears(model: Any, processor: Any) -> bool:
+    """True for a Whisper with what turns sounds into its input: all that transcribing takes."""
+    return fits(getattr(model, "config", None)) and isinstance(processor, ProcessorMixin)
+
+
 def load(
     name_or_path: str | Path,
     *,
@@ -41,11 +46,12 @@ def load(
     dtype: torch.dtype | str | None = None,
     draft: Any = None,
     language: str | None = "en",
+    trust_remote_code: bool = False,
 ) -> Generator:
-    """A generator that takes sounds: an ``Audio``, or the path of a file.
+    """A generator that takes sounds: an ``Audio``, the path of a file, or one with its language.
 
-    ``draft`` is a smaller Whisper of the same symbols (a folder, a hub id, a target). ``language`` counts for
-    models of several languages only.
+    ``draft`` is a smaller Whisper of the same symbols (a folder, a hub id, a target). ``language`` is what is
+    spoken where a prompt does not say; it counts for models of several languages only.
 
     Raises:
         ModelLoadError: a part that cannot be read.
@@ -53,18 +59,20 @@ def load(
 
     >>> load("openai/whisper-tiny").generate("speech.wav")                     # doctest: +SKIP
     """
-    model = load_model(name_or_path, device=device, dtype=dtype)
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    model = load_model(name_or_path, **where)
     try:
-        processor = AutoProcessor.from_pretrained(name_or_path)
+        processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     except Exception as error:  # processors raise many kinds for broken files
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelLoadError(
             f"No processor can be read from {str(name_or_path)!r}: {first} Copy preprocessor_config.json and "
-            "the tokenizer's files beside the model."
+            "the tokenizer's files beside the model, or give prompts as ids: "
+            'multispec.load(..., modality="text").'
         ) from error
     target = target_for(model, owned=True)
     if isinstance(draft, (str, Path)):
-        draft = target_for(load_model(draft, device=device, dtype=dtype), owned=True)
+        draft = target_for(load_model(draft, **where), owned=True)
     return Generator(target, Transcriptions.from_model(model, processor, language=language), draft)
 
 
@@ -72,8 +80,10 @@ def load(
 class Transcriptions:
     """Sounds in, words out.
 
-    ``opening`` are the symbols before the words; ``banned`` ones are never written, and those that are
-    ``banned_first`` not at the begin.
+    A prompt is a sound (an ``Audio``, the path of a file), or ``{"audio": ..., "language": "de"}``.
+    ``opening`` are the symbols before the words where nobody names a language, ``openings`` those of each
+    language that the model knows; ``banned`` ones are never written, and those that are ``banned_first`` not
+    at the begin.
     """
 
     processor: Any
@@ -82,6 +92,7 @@ class Transcriptions:
     end_ids: tuple[int, ...]
     banned: tuple[int, ...] = ()
     banned_first: tuple[int, ...] = ()
+    openings: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @staticmethod
     def from_model(model: Any, processor: Any, *, language: str | None = "en") -> Transcriptions:
@@ -99,7 +110,8 @@ class Transcriptions:
         ends = model.generation_config.eos_token_id
         return Transcriptions(
             processor=processor,
-            opening=_opening(model, processor.tokenizer, language),
+            opening=_opening(model, language),
+            openings={name: _opening(model, name) for name in _languages(model)},
             vocab_size=int(model.get_output_embeddings().weight.shape[0]),
             end_ids=tuple(ends) if isinstance(ends, (list, tuple)) else (int(ends),),
             banned=tuple(model.generation_config.suppress_tokens or ()),
@@ -127,13 +139,21 @@ class Transcriptions:
 
         Raises:
             PromptError: no sound, an empty one, or one that is longer than a window.
+            UnknownNameError: a language that the model does not know.
+            UsageError: a language, for a model of one.
         """
+        ids = torch.tensor(self.opening)
+        if isinstance(prompt, Mapping) and {"audio"} <= set(prompt) <= {"audio", "language"}:
+            if prompt.get("language") is not None:
+                ids = torch.tensor(self._opened(prompt["language"]))
+            prompt = prompt["audio"]
         if isinstance(prompt, (str, Path)):
             prompt = Audio.read(prompt)
         if not isinstance(prompt, Audio) or not prompt.waveform.shape[1]:
             raise PromptError(
-                f"A transcription is asked for by a sound, an Audio or the path of a file: got "
-                f"{str(prompt)[:80]!r} of type {type(prompt).__name__}. Wrap samples: Audio(waveform, rate)."
+                'A transcription is asked for by a sound, an Audio or the path of a file, or by {"audio": '
+                f'..., "language": ...}}: got {str(prompt)[:80]!r} of type {type(prompt).__name__}. '
+                "Wrap samples: Audio(waveform, rate)."
             )
         extractor = self.processor.feature_extractor
         if prompt.duration > extractor.chunk_length:
@@ -144,8 +164,14 @@ class Transcriptions:
         rate = int(extractor.sampling_rate)
         heard = prompt.resampled(rate).waveform.mean(0).numpy()
         features = extractor(heard, sampling_rate=rate, return_tensors="pt").input_features
-        ids = torch.tensor(self.opening)
         return Prompt(ids=ids, conditioning={"input_features": features}, spec=self.spec)
+
+    def _opened(self, language: Any) -> tuple[int, ...]:
+        if not self.openings:
+            raise UsageError(f"This Whisper knows one language: got language={language!r}. Leave it out.")
+        if language not in self.openings:
+            raise UnknownNameError("language", str(language), self.openings)
+        return self.openings[language]
 
     @property
     def guidance(self) -> Guidance:
@@ -219,13 +245,18 @@ class _Words:
         return new or None
 
 
-def _opening(model: Any, tokenizer: Any, language: str | None) -> tuple[int, ...]:
-    generation = model.generation_config
-    languages: dict[str, int] = getattr(generation, "lang_to_id", None) or {}
+def _languages(model: Any) -> dict[str, int]:
+    """The symbol of each language; none for models of one."""
+    known: dict[str, int] = getattr(model.generation_config, "lang_to_id", None) or {}
+    return {name.strip("<|>"): symbol for name, symbol in known.items()}
+
+
+def _opening(model: Any, language: str | None) -> tuple[int, ...]:
+    generation, languages = model.generation_config, _languages(model)
     symbols = [int(model.config.decoder_start_token_id)]
     if languages and language is not None:
-        if f"<|{language}|>" not in languages:
-            raise UnknownNameError("language", language, [name.strip("<|>") for name in languages])
-        symbols += [languages[f"<|{language}|>"], generation.task_to_id["transcribe"]]
+        if language not in languages:
+            raise UnknownNameError("language", language, languages)
+        symbols += [languages[language], generation.task_to_id["transcribe"]]
     silent = getattr(generation, "no_timestamps_token_id", None)
     return (*symbols, *([] if silent is None else [int(silent)]))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from multispec.errors import UsageError
 from multispec.protocols import Exactness, Standing
 from multispec.sampling import Law, Noise, Purpose
 from multispec.stream import Draft, Verdict
 from multispec.tree import children
+from multispec.verifiers.joint import JointStep
 from multispec.verifiers.narrow import Narrow, narrowed, without
 
 
@@ -24,12 +26,32 @@ class Rejection:
     recursive rejection, without replacement as in Jeon et al. (2024, RSD) and Chen et al. (2024,
     Sequoia), algorithm 2; with independent siblings as in Miao et al. (2024, SpecInfer), algorithm
     2. Point masses have q = 1: accept x with p(x), else remove it from p.
+
+    K parallel slots of a step (``frames="joint"``) are judged as the one symbol that they are to the model:
+    all of x is kept with min(1, prod p_k(x_k) / q_k(x_k)), else the step is drawn from
+    norm((prod p_k - prod q_k)+) (``joint``). That keeps a step with 1 - TV of the joint laws, the most that
+    any rule does, and a step that is not kept in all slots ends the round: so it is what saves calls, and
+    the default. It takes the slots of a step as drawn apart from each other given the steps before, which
+    is what q says of them and what all drafters here do. ``"slots"`` judges each slot by itself, keeps
+    steps with prod (1 - TV_k) only, and holds also where a drafter lets the slots of a step see each other.
+    For point masses a step is kept with the same chance by both.
+
+    Raises:
+        UsageError: frames that are neither.
     """
 
     name: ClassVar[str] = "rejection"
     exactness: ClassVar[Exactness] = "law"
     coupled: ClassVar[bool] = False
     paper: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192"
+    frames: Literal["joint", "slots"] = "joint"
+
+    def __post_init__(self) -> None:
+        if self.frames not in ("joint", "slots"):
+            raise UsageError(
+                f"rejection judges the parallel slots of a frame 'joint' or as 'slots': got {self.frames!r}. "
+                "Leave it out for 'joint'."
+            )
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree; at each node try the children in the order they were drawn."""
@@ -38,6 +60,16 @@ class Rejection:
         path, left = way(draft, narrow, noise, start)
         x = noise.choose(left, [start + len(path)], Purpose.RESIDUAL, start)
         return Verdict(path=path, tokens=(*(draft.ids[node] for node in path), narrow.first + int(x)))
+
+    def verify_step(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
+        """The K slots of one step together: all that was drafted, or K other symbols; ``p`` has K rows."""
+        narrow, nodes = narrowed(draft, p), range(len(draft))
+        q = narrow.drawn(draft, nodes) if nodes else narrow.probs
+        step = JointStep(narrow.probs, q, standing.start)
+        if nodes and step.passes(narrow.columns(draft, nodes), noise):
+            return Verdict(path=tuple(nodes), tokens=tuple(draft.ids))
+        y = step.instead(noise) if nodes else step.drawn(step.p, noise, 0)
+        return Verdict(path=(), tokens=tuple(narrow.first + column for column in y))
 
 
 def _chain(draft: Draft, p: Narrow, noise: Noise, start: int) -> tuple[tuple[int, ...], Tensor]:

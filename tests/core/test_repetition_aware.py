@@ -33,8 +33,10 @@ def _two_draws(rule: RepetitionAware, ids: list[int], p: list[float]) -> list[fl
     warm = [value / sum(warm) for value in warm]
     kept: list[int] = []
     mass = 0.0
-    for symbol in sorted(range(SIZE), key=lambda one: -warm[one]):
-        if mass >= rule.top_p or (rule.top_k and len(kept) >= rule.top_k):
+    order = sorted(range(SIZE), key=lambda one: -warm[one])
+    whole = sum(warm[one] for one in order[: rule.top_k]) if rule.top_k_first and rule.top_k else 1.0
+    for symbol in order:
+        if mass >= rule.top_p * whole or (rule.top_k and len(kept) >= rule.top_k):
             break
         kept.append(symbol)
         mass += warm[symbol]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -20,9 +21,10 @@ from multispec.modalities.image.measures import (
     token_nll,
 )
 from multispec.modalities.layout import Raster
+from multispec.modalities.speech.layouts import Delayed
 from multispec.sampling import Sampling
 from multispec.stream import Prompt
-from multispec.testing import TableModel
+from multispec.testing import SlotTableModel, TableModel, play, row
 
 
 def noise(seed: int, size: tuple[int, ...] = (3, 24, 20)) -> torch.Tensor:
@@ -175,3 +177,49 @@ def test_a_long_stream_takes_several_passes() -> None:
 def test_the_likelihood_of_nothing_is_refused() -> None:
     with pytest.raises(PromptError, match="got none"):
         token_nll(TableModel(), Prompt(ids=torch.tensor([1])), [])
+
+
+# ---- parallel slots: each given the steps before ----
+
+STEPS = Delayed(delays=(0, 1), codes_per_book=3, start=3, frames=2)
+
+
+def by_hand(model: SlotTableModel, tokens: list[int], start: int) -> list[float]:
+    """Codes alone, each slot by the row of the step before."""
+    found, last = list[float](), [start, start]
+    for place in range(0, len(tokens), 2):
+        rows = model.table[last[0] * 5 + last[1], :, :3].log_softmax(-1)
+        last = tokens[place : place + 2]
+        found += [0.0 if code > 2 else -float(rows[slot, code]) for slot, code in enumerate(last)]
+    return found
+
+
+def test_the_likelihood_of_parallel_slots() -> None:
+    """That of every stream, by the table; the triangles are free, and all of it sums to one."""
+    model, prompt = SlotTableModel(2, 4, seed=3, spec=STEPS.spec), Prompt(ids=torch.tensor([3, 3]))
+    total = 0.0
+    for codes in product(range(3), repeat=4):
+        tokens = STEPS.tokens(torch.tensor(codes).view(2, 2)).tolist()
+        nll = token_nll(model, prompt, tokens)
+        assert nll.tolist() == pytest.approx(by_hand(model, tokens, 3))
+        total += math.exp(-float(nll.sum()))
+    assert total == pytest.approx(1)
+
+
+def test_a_result_has_the_likelihood_that_it_was_drawn_with() -> None:
+    """Settings that look back, per slot, on more steps than a pass may hold."""
+    spec = replace(STEPS, frames=150).spec
+    model, prompt = SlotTableModel(2, 4, seed=3, spec=spec), Prompt(ids=torch.tensor([3, 3]))
+    sampling = Sampling(temperature=0.7, repetition_penalty=1.3, frequency_penalty=0.01, seed=4)
+    asked = replace(row((3, 3)), sampling=sampling, max_new_tokens=302, keep_scores=True)
+    found = play(model, asked)[0]
+    assert found.log_probs is not None and found.tokens.shape == (151, 2)
+    nll = token_nll(model, prompt, found.tokens.flatten().tolist(), sampling=sampling)
+    assert torch.allclose(nll, -found.log_probs.double())
+    assert len(model.sessions[-1].calls) == 2
+    assert float(nll.mean()) > 0.1
+
+
+def test_part_of_a_step_has_no_likelihood() -> None:
+    with pytest.raises(PromptError, match="2 parallel slots has a likelihood step by step: got 3"):
+        token_nll(SlotTableModel(2, 4, spec=STEPS.spec), Prompt(ids=torch.tensor([3, 3])), [0, 3, 1])

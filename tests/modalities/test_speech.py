@@ -293,6 +293,26 @@ def test_relaxed_rules_are_given_the_codebooks(generator: Generator, voice: Voic
     assert generator.generate(TEXT, verifier=Lantern(delta=0.5, k=4)).finish_reason == "stop"
 
 
+class Closed(TinyCodec):
+    """Tells nobody what its codes stand for."""
+
+    def codebook(self, level: int, /) -> torch.Tensor:
+        raise UnsupportedError("This codec has no codebook of vectors. Use a rule that needs none.")
+
+
+@pytest.mark.parametrize(
+    "codec", [Closed(), TinyCodec(cardinality=CODES + 1)], ids=["no codebook", "another size"]
+)
+def test_without_a_codebook_relaxed_rules_say_so(codec: TinyCodec) -> None:
+    """Rules that need one name what to pass; the others go on."""
+    generator = generator_of(Voice(codec))
+    assert generator.modality.neighbours is None
+    for rule in ("lantern", "pcg", "gsd"):
+        with pytest.raises(UsageError, match=f"{rule} compares codes of a codebook and was given none"):
+            generator.generate(TEXT, verifier=rule)
+    assert generator.generate(TEXT, verifier="cool_sd").finish_reason == "stop"
+
+
 # ---- streams
 
 

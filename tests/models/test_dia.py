@@ -29,8 +29,9 @@ from multispec.guidance import Guidance
 from multispec.modalities.speech.codecs.dac import DacCodec
 from multispec.modalities.speech.families import dia, parler
 from multispec.modalities.speech.family import SpeechFamily
+from multispec.row import Row
 from multispec.sampling import Sampling
-from multispec.stream import Prompt
+from multispec.stream import Draft, Prompt
 from multispec.testing import SlotTableModel, play, row
 from tests.models.words import letters
 
@@ -153,6 +154,60 @@ def test_drafts_change_nothing(drafter: Any) -> None:
     assert sum(one.report.drafted for one in drafted) > 0
 
 
+def own_law(scores: Tensor, other: Tensor, **settings: Any) -> Tensor:
+    """What transformers' processors make of the logits ``[K, V]`` of both branches, behind eight steps."""
+    config = replace_settings(max_length=60, **settings)
+    given = torch.zeros(len(DELAYS), 8, dtype=torch.long)
+    processors: Any = model()._get_logits_processor(config, device="cpu", encoder_input_ids=given)
+    guided = config.guidance_scale not in (None, 1.0)
+    found: Tensor = processors(given, torch.cat([scores, other]) if guided else scores)
+    return found.softmax(-1)
+
+
+@pytest.mark.parametrize("best", [True, False], ids=["the end is best", "it is not"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance_scale": 3.0, "top_k": TOP_K, "temperature": 1.3},
+        {"guidance_scale": None, "top_k": 5, "top_p": 0.8, "temperature": 1.6},
+        {"guidance_scale": None, "top_k": None, "temperature": 1.0},
+    ],
+    ids=["guided", "truncated", "bare"],
+)
+def test_one_step_has_the_law_of_transformers(settings: dict[str, Any], best: bool) -> None:
+    """The end is certain or impossible, in every channel, under any truncation and guidance."""
+    chance = torch.Generator().manual_seed(1)
+    scores, other = torch.randn(2, len(DELAYS), CODES + 4, generator=chance)
+    scores[:, CODES] = 9.0 if best else 1.0
+    other[:, CODES] = 0.0
+    expected = own_law(scores, other, **settings)
+    guidance = dia.guidance_of(replace_settings(**settings))
+    mixed = scores if guidance.neutral else guidance.mix(scores, other, range(len(DELAYS)))
+    asked: dict[str, Any] = {"top_p": 1.0} | settings
+    sampling = Sampling(
+        temperature=asked["temperature"], top_k=asked["top_k"] or 0, top_p=asked["top_p"], seed=1
+    )
+    asked_row = replace(row(sampling=sampling), prompt=family().prompt("yes"))
+    running = Row(0, asked_row, family().target.spec)
+    running.history.extend([0] * 8 * len(DELAYS))
+    assert running.frames is not None
+    law = running.frames.laws(mixed, Draft.empty(), running.history).law
+    torch.testing.assert_close(law.probs, expected.double())
+    assert law.probs[0, CODES] == float(best) and not law.probs[1:, CODES].any()
+
+
+def test_the_end_is_not_drawn() -> None:
+    """Sampled streams end where the end is best; for greedy ones nothing changes."""
+    spec = family().prompt("yes").spec
+    assert spec is not None and spec.drawn(Sampling(temperature=0)).processors == ()
+    prompt = guided(TEXTS[3], Guidance())
+    found = made([prompt], sampling=Sampling(seed=5), output_scores=True)[0]
+    leader = found.logits[0 :: len(DELAYS)][:, : CODES + 1]
+    said = found.tokens[:, 0] == CODES
+    places = [place for place in range(len(said)) if not said[:place].any() and place < FRAMES]
+    assert [bool(leader[n].argmax() == CODES) for n in places] == said[places].tolist()
+
+
 def test_a_folder_is_loaded(tmp_path: Path) -> None:
     """Weights, tokenizer, and the codec in a folder beside them; what the checkpoint says is the default."""
     model().save_pretrained(tmp_path)
@@ -163,7 +218,7 @@ def test_a_folder_is_loaded(tmp_path: Path) -> None:
     assert loaded.guidance == MASKED and loaded.sampling.temperature == 1.2
     layout: Any = loaded.layout_of(loaded.prompt("yes"))
     assert layout.frames == 64 - 3 - 2
-    prompt = replace(loaded.prompt(TEXTS[0]), spec=family().common.layout.spec)
+    prompt = replace(loaded.prompt(TEXTS[0]), spec=family().prompt(TEXTS[0]).spec)
     found = Generator(loaded.target).generate(prompt, drafter=None, sampling=Sampling(temperature=0))
     assert torch.equal(found.tokens, made([family().prompt(TEXTS[0])])[0].tokens)
 

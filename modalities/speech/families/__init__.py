@@ -64,9 +64,11 @@ FAMILIES: tuple[Entry, ...] = (
     Entry(module="outetts", model_types=("llama", "qwen3")),
     Entry(module="qwen2_5_omni", model_types=("qwen2_5_omni",)),
     Entry(module="dia", model_types=("dia",)),
+    Entry(module="higgs_audio_v2", model_types=("higgs_audio_v2",)),
     Entry(module="parler", model_types=("parler_tts",)),
     Entry(module="musicgen", model_types=("musicgen", "musicgen_melody")),
     Entry(module="csm", model_types=("csm",)),
+    Entry(module="moshi", model_types=("moshi",)),
     Entry(module="qwen3_omni", model_types=("qwen3_omni_moe",)),
 )
 

@@ -1,8 +1,9 @@
 """Dia: Nari Labs (2025), dialogue in nine channels of DAC, spoken from bytes.
 
 The channels stand behind each other by ``delay_pattern`` steps. The first one says when it ends, the others
-are forced to end as many steps later as they are behind. In the other branch of guidance the text is zeros;
-guidance keeps the conditional logits of those symbols that are best after mixing (``masked``).
+are forced to end as many steps later as they are behind. The end is never drawn: it is said where it is the
+best symbol of all. In the other branch of guidance the text is zeros; guidance keeps the conditional logits
+of those symbols that are best after mixing (``masked``).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from multispec.errors import PromptError, UnsupportedError
@@ -27,7 +29,7 @@ from multispec.modalities.speech.family import FrameLayout, SpeechCodec
 from multispec.modalities.speech.layouts import Delayed
 from multispec.protocols import Target
 from multispec.sampling import Sampling
-from multispec.stream import Prompt
+from multispec.stream import Drawn, Prompt, StreamSpec
 from multispec.targets.causal import refuse_meta
 from multispec.targets.parallel_slots import Across, ParallelSlotsTarget, Start
 
@@ -77,6 +79,33 @@ class DiaSlots:
         return logits.view(*logits.shape[:-1], self._channels, self._vocab)
 
 
+@dataclass(frozen=True)
+class EndIfBest:
+    """Dia's rule for its end, a pure function of the scores: where ``end`` is best it is said, else never.
+
+    As a ``Drawing`` it goes before temperature and truncation, behind guidance and grammar, as in Dia's own
+    generate. Greedy decoding does the same without it. That generate lets no temperature go below 1; here
+    the temperature is the one that was asked for, and the family's own ``sampling`` keeps to that limit.
+
+    >>> EndIfBest(1)(torch.zeros(2, 0, dtype=torch.long), torch.tensor([[2.0, 3.0, 0.0], [2.0, 1.0, 0.0]]))
+    tensor([[-inf, 3., -inf],
+            [2., -inf, 0.]])
+    """
+
+    end: int
+    reads: ClassVar[Literal["scores", "prefix"]] = "scores"
+
+    def __call__(self, input_ids: Int[Tensor, "n S"], scores: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        """The scores with -inf for everything but the end, or for the end."""
+        others = torch.arange(scores.shape[-1], device=scores.device) != self.end
+        ends = scores.argmax(-1, keepdim=True) == self.end
+        return scores.masked_fill(others == ends, -torch.inf)
+
+    def drawn(self, sampling: Sampling, /) -> Drawn:
+        """The settings as they are, and this rule."""
+        return Drawn(sampling, () if sampling.greedy else (self,))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dia:
     """A Dia model; ``common`` is what all families of its kind answer alike.
@@ -119,7 +148,7 @@ class Dia:
             text_limit=config.encoder_config.max_position_embeddings,
         )
         return Dia(
-            target=ParallelSlotsTarget(DiaSlots(model), layout.spec),
+            target=ParallelSlotsTarget(DiaSlots(model), _spec(layout)),
             common=voices,
             tokenizer=tokenizer,
             guidance=guidance_of(settings),
@@ -156,7 +185,9 @@ class Dia:
         if not text.strip():
             raise PromptError("Dia needs something to say: got an empty text. Write it, as '[S1] Hello.'")
         ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
-        return self.common.started(self.common.layout.start, conditioning={"input_ids": ids}, text=text)
+        layout = self.common.layout
+        made = self.common.started(layout.start, conditioning={"input_ids": ids}, text=text)
+        return replace(made, spec=_spec(layout))
 
     def unconditional(self, prompt: Prompt, negative: str | None, /) -> Prompt:
         """A text of zeros, as long as the real one; or another text, which speech is led away from."""
@@ -182,6 +213,12 @@ def layout_of(config: Any, frames: int) -> Delayed:
         frames=frames,
         vocab_size=decoder.vocab_size,
     )
+
+
+def _spec(layout: Delayed) -> StreamSpec:
+    """The stream of a layout, drawn by Dia's own rule for its end."""
+    end = layout.end
+    return layout.spec if end is None else replace(layout.spec, drawing=EndIfBest(end).drawn)
 
 
 def guidance_of(settings: Any) -> Guidance:
