@@ -35,12 +35,12 @@ class GuidedSession:
                 self._twins[row] = len(branches)
                 branches.append(prompt.unconditional)
                 room.append(capacity[row] - len(prompt.ids) + len(prompt.unconditional.ids))
-        self._inner = target.begin(branches, room, nodes)
+        self.inner = target.begin(branches, room, nodes)
         self._step = target.spec.step
 
     def prefill(self) -> Scores:
         """Run the prompts of both branches: mixed logits of each row."""
-        found = self._inner.prefill()
+        found = self.inner.prefill()
         rows = range(len(self._prompts))
         first = range(self._step)
         logits = [self._mixed(row, found.logits[row], self._other(row, found.logits), first) for row in rows]
@@ -57,9 +57,9 @@ class GuidedSession:
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run both branches over the same roots and drafts."""
-        first = [self._inner.length(row) - len(self._prompts[row].ids) + self._step for row in rows]
+        first = [self.inner.length(row) - len(self._prompts[row].ids) + self._step for row in rows]
         twins = [place for place, row in enumerate(rows) if row in self._twins]
-        found = self._inner.score(
+        found = self.inner.score(
             [*rows, *(self._twins[rows[place]] for place in twins)],
             [*roots, *(root for place in twins for root in self._root(roots, place))],
             [*drafts, *(drafts[place] for place in twins)],
@@ -83,7 +83,7 @@ class GuidedSession:
         """Keep the same symbols in both branches."""
         pairs = [(row, path) for row, path in zip(rows, paths, strict=True) if row in self._twins]
         twins = [self._twins[row] for row, _ in pairs]
-        self._inner.commit([*rows, *twins], [*paths, *(path for _, path in pairs)])
+        self.inner.commit([*rows, *twins], [*paths, *(path for _, path in pairs)])
 
     def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> Sequence[Tensor]:
         """Run and commit one symbol per row."""
@@ -98,26 +98,30 @@ class GuidedSession:
     def checkpoint(self, row: int) -> None:
         """Remember where both branches stand."""
         for branch in self._branches(row):
-            self._inner.checkpoint(branch)
+            self.inner.checkpoint(branch)
 
     def rewind(self, row: int, length: int) -> int:
         """Take the same number of symbols from both branches."""
-        back = self._inner.length(row) - length
+        back = self.inner.length(row) - length
         if row in self._twins:
             twin = self._twins[row]
-            self._inner.rewind(twin, self._inner.length(twin) - back)
-        return self._inner.rewind(row, length)
+            self.inner.rewind(twin, self.inner.length(twin) - back)
+        return self.inner.rewind(row, length)
 
     def length(self, row: int) -> int:
         """Symbols of the conditional branch."""
-        return self._inner.length(row)
+        return self.inner.length(row)
 
     def drop(self, rows: Sequence[int]) -> None:
         """Free both branches."""
-        self._inner.drop([branch for row in rows for branch in self._branches(row)])
+        self.inner.drop([branch for row in rows for branch in self._branches(row)])
 
     def _branches(self, row: int) -> list[int]:
         return [row, self._twins[row]] if row in self._twins else [row]
+
+    def twin(self, row: int) -> int | None:
+        """The row of ``inner`` that holds the unconditional branch of a row."""
+        return self._twins.get(row)
 
 
 def _of_rows(found: Scores, logits: Sequence[Tensor]) -> Scores:

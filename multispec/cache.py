@@ -69,9 +69,15 @@ class RaggedLayer(CacheLayerMixin):
         """Allocate for the shapes that the model turns out to use."""
         room = (len(self.ledger.lengths), key_states.shape[1], self.ledger.capacity)
         name = f"the key/value cache of layer {self.index}"
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = allocate((*room, key_states.shape[-1]), key_states, name)
-        self.values = allocate((*room, value_states.shape[-1]), value_states, name)
+        self.hold(
+            allocate((*room, key_states.shape[-1]), key_states, name),
+            allocate((*room, value_states.shape[-1]), value_states, name),
+        )
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Keep entries in this memory from now on."""
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values = keys, values
         self.is_initialized = True
 
     def update(
@@ -136,6 +142,15 @@ class RaggedCache(Cache):
     def rewind(self, row: int, length: int) -> None:
         """Forget everything behind the first ``length`` entries of a row."""
         self.ledger.lengths[row] = min(length, self.ledger.lengths[row])
+
+    def alone(self, row: int) -> RaggedCache:
+        """One row as a batch of its own, in the same memory."""
+        twin = RaggedCache(len(self.ragged), 1, self.ledger.capacity)
+        twin.ledger.lengths = [self.ledger.lengths[row]]
+        for mine, other in zip(self.ragged, twin.ragged, strict=True):
+            if mine.is_initialized:
+                other.hold(mine.keys[row : row + 1], mine.values[row : row + 1])
+        return twin
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch, in this order."""

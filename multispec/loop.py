@@ -96,7 +96,7 @@ def _open(
         session = begin(target, [row.settings.prompt for row in rows], capacity, MAX_NODES)
         logits = session.prefill().logits
     with clock.measure("draft"):
-        drafting = Drafting(target, rows)
+        drafting = Drafting(target, rows, session)
     for row in rows:
         row.report.target_calls += 1
     return session, {row.number: logits[place] for place, row in enumerate(rows)}, drafting
@@ -136,8 +136,8 @@ class Drafting:
     says so, and the report counts it.
     """
 
-    def __init__(self, target: Target, rows: Sequence[Row]) -> None:
-        self._target = target
+    def __init__(self, target: Target, rows: Sequence[Row], session: TargetSession | None = None) -> None:
+        self._target, self._session = target, session
         self._sessions: list[tuple[DraftSession, set[int]]] = []
         groups: dict[int, tuple[Drafter, list[Row]]] = {}
         for row in rows:
@@ -154,6 +154,9 @@ class Drafting:
             vocab_size=self._target.spec.vocab_size,
             device=self._target.device,
             specs={row.number: row.spec for row in members},
+            trees=self._target.capabilities.supports_tree and self._target.spec.step == 1,
+            target=self._target,
+            session=self._session,
         )
         try:
             session = drafter.begin(context)
@@ -169,7 +172,7 @@ class Drafting:
     def propose(self, live: Sequence[Row]) -> dict[int, Draft]:
         """A checked draft for every row; empty where there is nothing to draft."""
         drafts = {row.number: Draft.empty() for row in live}
-        asked = {row.number: request for row in live if (request := row.request()) is not None}
+        asked = {row.number: request for row in live if (request := row.request(len(live))) is not None}
         by_number = {row.number: row for row in live}
         for session, members in self._sessions:
             requests = [request for number, request in asked.items() if number in members]

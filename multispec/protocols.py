@@ -5,6 +5,7 @@ Parts satisfy these structurally; nothing inherits from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -139,14 +140,26 @@ class Target(Protocol):
 
 
 class Budget(NamedTuple):
-    """How much to draft this round: at most ``nodes``, stopping after a symbol whose law is unsure.
+    """How much to draft this round: at most ``nodes``, ending early behind a symbol that looks weak.
 
-    ``confidence`` is compared with max q, a property of the law and not of the symbol drawn from
-    it.
+    Drafting ends behind a symbol whose law q is unsure, max q below ``confidence`` or an entropy above
+    ``entropy`` (nats): properties of the law, not of what was drawn from it. Drafters that go down a chain
+    or a beam symbol by symbol end it also behind a node where the product of q along the path is below
+    ``reach``, and behind a level where the sum of these products over the beam is below ``mass``, looked at
+    the ``depths`` named (all, where none is). Behind always means that the symbol itself is verified.
+
+    ``drafter`` is the number of the one to ask where there are several. ``memory`` is what the policy wants
+    to find in the past of the next round; nobody else looks at it.
     """
 
     nodes: int
     confidence: float = 0.0
+    entropy: float = math.inf
+    reach: float = 0.0
+    mass: float = 0.0
+    depths: tuple[int, ...] = ()
+    drafter: int = 0
+    memory: object = None
 
 
 class Request(NamedTuple):
@@ -172,13 +185,21 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a drafter is told at the start: the prompts and streams of its rows, the vocabulary, the room."""
+    """What a drafter is told at the start: the prompts and streams of its rows, the vocabulary, the room.
+
+    ``trees`` says that the target scores drafts that branch. ``target`` and its ``session`` over the whole
+    batch are there for drafters that are parts of the target itself: what they do to the session they undo
+    before ``propose`` returns.
+    """
 
     prompts: dict[int, Prompt]
     capacity: dict[int, int]
     vocab_size: int
     device: torch.device
     specs: dict[int, StreamSpec] = field(default_factory=dict)
+    trees: bool = True
+    target: Target | None = None
+    session: TargetSession | None = None
 
 
 @runtime_checkable
@@ -247,17 +268,27 @@ class Verifier(Protocol):
 
 
 class Past(NamedTuple):
-    """What a policy may look at: outcomes of earlier rounds, never the symbols of the coming one."""
+    """What a policy may look at: outcomes of earlier rounds, never the symbols of the coming one.
+
+    Of the last round: the nodes asked for, how many were drafted and accepted, how deep the draft went and
+    how deep it was accepted (``last_depth`` and ``last_kept``, in steps). ``rows`` are those that the next
+    pass will run. ``memory`` is what the policy put into its last budget, None at first: made of earlier
+    pasts alone.
+    """
 
     rounds: int = 0
     last_nodes: int = 0
     last_drafted: int = 0
     last_accepted: int = 0
+    last_depth: int = 0
+    last_kept: int = 0
+    rows: int = 1
+    memory: object = None
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """How much to draft next: a frozen dataclass with one pure method."""
+    """How much to draft next: a frozen dataclass with one pure method; what it remembers is in the past."""
 
     name: ClassVar[str]
 

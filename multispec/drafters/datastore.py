@@ -215,6 +215,13 @@ class Datastore:
                 f"says {whole}. {self.todo}"
             )
 
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """The texts that it was built from, for drafters that take references."""
+        ends = np.flatnonzero(self._ids == self.vocab_size)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        return tuple(tuple(self._ids[start:end].tolist()) for start, end in pairs)
+
     def longest_suffix(self, ids: Sequence[int], least: int) -> tuple[int, int, int]:
         """(n, first, last): the last n of ``ids``, the most that occur, and their rows in the order.
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from multispec.branches import begin
+from multispec.drafters.fitting import fit as fit
+from multispec.drafters.fitting import go_back, shown
+from multispec.drafters.stopping import Stopping
+from multispec.drafters.structured import grows_trees
 from multispec.errors import IncompatibleModelsError, UnsupportedError, UsageError
 from multispec.processing import Places
 from multispec.protocols import Context, DraftSession, Request, Target, TargetSession
 from multispec.sampling import Law, Purpose
-from multispec.stream import Draft, Observation, Prompt
+from multispec.stream import Draft, Observation
+from multispec.structures import Structure, structure_of
 from multispec.targets import target_for
 from multispec.targets.loading import load_model
 
@@ -37,8 +41,12 @@ class DraftModel:
     device. Vocabularies that differ by padding only are fine. With ``guidance=False`` it runs the
     conditional branch only, at half the cost, and guesses less well where rows are guided.
 
+    With a ``structure``, a name such as "rsd_s" or an object of ``multispec.structures``, it drafts trees
+    that grow by it, row by row: a pass for each time that the structure asks.
+
     Raises:
         UsageError: nothing to draft.
+        UnknownNameError: no such structure.
         ModelLoadError: the model cannot be read.
     """
 
@@ -48,6 +56,7 @@ class DraftModel:
     model: Any
     num_draft_tokens: int = 5
     guidance: bool = True
+    structure: str | Structure | None = None
     _target: Target = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,13 +65,15 @@ class DraftModel:
         owned = isinstance(self.model, (str, Path))
         model = load_model(self.model) if owned else self.model
         object.__setattr__(self, "_target", target_for(model, owned=owned))
+        if self.structure is not None:
+            object.__setattr__(self, "structure", structure_of(self.structure))
 
     def begin(self, context: Context) -> DraftSession:
         """Run the prompts through the draft model.
 
         Raises:
             IncompatibleModelsError: the vocabularies do not match.
-            UnsupportedError: slots that are parallel, on either side.
+            UnsupportedError: slots that are parallel, on either side; a structure where trees are not scored.
         """
         self._refuse_steps(context)
         own, theirs = self._target.spec.vocab_size, context.vocab_size
@@ -72,6 +83,9 @@ class DraftModel:
                 f"{theirs}. "
                 "Use a draft of the same family, or a drafter that needs no vocabulary (prompt_lookup)."
             )
+        if self.structure is not None:
+            grown = structure_of(self.structure)
+            return grows_trees(self.name, self._target, context, grown, guidance=self.guidance)
         return DraftModelSession(self._target, context, self.num_draft_tokens, self.guidance)
 
     def _refuse_steps(self, context: Context) -> None:
@@ -81,14 +95,6 @@ class DraftModel:
                 f"draft_model walks symbol by symbol, and {widest} slots of this stream move together: a "
                 "draft model for parallel slots is not there yet. Use jacobi, row_copy or prompt_lookup."
             )
-
-
-def fit(logits: Tensor, vocab_size: int) -> Tensor:
-    """Draft logits on the target's vocabulary: padding is cut, missing symbols get no mass."""
-    missing = vocab_size - logits.shape[-1]
-    if missing == 0:
-        return logits
-    return F.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[..., :vocab_size]
 
 
 @dataclass
@@ -101,6 +107,9 @@ class _Walk:
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] = field(default_factory=list)
     done: bool = False
+
+    def __post_init__(self) -> None:
+        self.stopping = Stopping(self.request.budget)
 
 
 class DraftModelSession:
@@ -115,17 +124,10 @@ class DraftModelSession:
         # Symbols that only the target has are any symbol to the draft: whatever it then says is advice.
         self._largest = target.spec.vocab_size - 1
         shared = target.spec.prompt_size is None
-        prompts = [self._shown(prompt, shared, guidance) for prompt in context.prompts.values()]
+        prompts = [shown(prompt, self._largest, shared, guidance) for prompt in context.prompts.values()]
         self._session: TargetSession = begin(target, prompts, capacity, self._chunk)
         self._session.prefill()
         self.calls = 1
-
-    def _shown(self, prompt: Prompt, shared: bool, guidance: bool) -> Prompt:
-        """A prompt as the draft model reads it."""
-        ids = prompt.ids.clamp(max=self._largest) if shared else prompt.ids
-        if not guidance or prompt.unconditional is None:
-            return replace(prompt, ids=ids, guidance=None, unconditional=None)
-        return replace(prompt, ids=ids, unconditional=self._shown(prompt.unconditional, shared, guidance))
 
     def propose(self, requests: Sequence[Request]) -> list[Draft]:
         """Catch up with what was committed, then draft all rows in lockstep."""
@@ -202,9 +204,7 @@ class DraftModelSession:
             walk.tokens.append(_own_draw(law, request, walk.start + count))
             walk.q.append(law.probs)
         # The unsure symbol is kept: dropping a drawn symbol would bias the output.
-        limit = request.budget.confidence
-        unsure = limit > 0 and float(law.probs.max()) < limit
-        walk.done = unsure or count + 1 >= request.budget.nodes
+        walk.done = walk.stopping.behind(law, walk.tokens[-1])
 
     def observe(self, row: int, observation: Observation) -> None:
         """Roll the draft's cache back to what was committed."""
@@ -214,6 +214,14 @@ class DraftModelSession:
         if wrong:
             place = self._rows[row]
             self._session.rewind(place, self._session.length(place) - wrong)
+
+    def retract(self, row: int, length: int) -> None:
+        """Forget what was drafted behind the first ``length`` symbols of a row.
+
+        Raises:
+            UnsupportedError: a state that cannot go back so far.
+        """
+        go_back(self._session, self._rows[row], length)
 
     def end(self, rows: Sequence[int]) -> None:
         """Free these rows."""

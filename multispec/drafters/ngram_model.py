@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multispec.drafters.references import reference_ids, require_at_least
+from multispec.drafters.retracting import Steady
 from multispec.drafters.starts import own_key
+from multispec.drafters.stopping import Stopping
+from multispec.drafters.structured import grown, refuse_chains
 from multispec.drafters.window import each_stream
 from multispec.errors import IncompatibleModelsError, UsageError
 from multispec.processing import Places
 from multispec.protocols import Context, DraftSession, Request
 from multispec.sampling import Law, Purpose
 from multispec.stream import Draft, Observation, StreamSpec
+from multispec.structures import Structure, structure_of
 
 _Ints = NDArray[np.int64]
 
@@ -146,6 +150,8 @@ class NgramModel:
     drawn from with the target's noise under a ``coupled`` verifier, else with noise of its own and on record
     as q. With ``sample=False`` the best symbol of q is drafted, as a point mass.
 
+    With a ``structure``, a name such as "eagle2" or an object of ``multispec.structures``, it drafts trees.
+
     ``vocab_size`` is that of the target. Parallel slots get the best symbols of each slot.
 
     Raises:
@@ -163,25 +169,55 @@ class NgramModel:
     order: int = 4
     num_draft_tokens: int = 5
     sample: bool = True
+    structure: str | Structure | None = None
     _counts: NgramCounts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_at_least(self.name, self, num_draft_tokens=1)
         counts = NgramCounts(self.references, vocab_size=self.vocab_size, order=self.order)
         object.__setattr__(self, "_counts", counts)
+        if self.structure is not None:
+            object.__setattr__(self, "structure", structure_of(self.structure))
 
     def begin(self, context: Context) -> DraftSession:
         """Nothing to keep but the counts.
 
         Raises:
             IncompatibleModelsError: a target of another vocabulary.
+            UnsupportedError: a structure where only chains are scored.
         """
         if self.vocab_size != context.vocab_size:
             raise IncompatibleModelsError(
                 f"This n-gram model is of {self.vocab_size} symbols, and the target has "
                 f"{context.vocab_size}: estimate it with vocab_size= that of the target."
             )
-        return each_stream(context, lambda spec: _Walk(spec, self._counts, self.sample, context.device))
+        if self.structure is not None:
+            refuse_chains(self.name, context)
+            structure, counts = structure_of(self.structure), self._counts
+            return Steady(each_stream(context, lambda _: _Tree(structure, counts, context.device)))
+        walk = each_stream(context, lambda spec: _Walk(spec, self._counts, self.sample, context.device))
+        return Steady(walk)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    structure: Structure
+    counts: NgramCounts
+    device: torch.device
+
+    def propose(self, request: Request) -> Draft:
+        """A tree from the laws behind its paths."""
+        history, reach = request.history, self.counts.order - 1
+        tail = history.ids[max(history.first, len(history) - reach) :]
+
+        def logits(paths: Sequence[tuple[int, ...]]) -> Tensor:
+            rows = [torch.from_numpy(self.counts.probs([*tail, *path])) for path in paths]
+            return torch.stack(rows).log().to(self.device)
+
+        return grown(self.structure, request, logits)
+
+    def observe(self, observation: Observation) -> None:
+        """The counts are those of the references."""
 
 
 @dataclass(frozen=True)
@@ -195,15 +231,16 @@ class _Walk:
         """Symbol by symbol, up to the first that is unsure."""
         history, reach = request.history, self.counts.order - 1
         tail = history.ids[max(history.first, len(history) - reach) :]
-        drafted, rows, sure = list[int](), list[Tensor](), True
-        while sure and len(drafted) < request.budget.nodes:
+        drafted, rows, ended = list[int](), list[Tensor](), request.budget.nodes < 1
+        stopping = Stopping(request.budget)
+        while not ended:
             scores = torch.from_numpy(self.counts.probs([*tail, *drafted])).log().to(self.device)[None]
             law = self._law(request, scores, drafted)
             if law.invalid_places():
                 break
             drafted.append(self._draw(request, law, len(drafted)))
             rows.append(law.probs)
-            sure = float(law.probs.amax()) >= request.budget.confidence
+            ended = stopping.behind(law, drafted[-1])
         sampled = self._samples(request) and bool(rows)
         return Draft.chain(drafted, torch.cat(rows) if sampled else None)
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from multispec.drafters.stopping import unsure_among
 from multispec.errors import UnknownNameError
 from multispec.history import Prefix
 from multispec.protocols import Request
@@ -123,7 +124,7 @@ class Tail:
             symbols.append(options[0])
             if len(options) > 1:
                 open_[place] = options
-                if self.start != "random" and len(options) * request.budget.confidence > 1:
+                if self.start != "random" and unsure_among(request.budget, len(options)):
                     break
         return self._drawn(request, Filled(symbols[first:]), open_, request.round_start + first, draw)
 

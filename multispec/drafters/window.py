@@ -18,8 +18,9 @@ from torch import Tensor
 
 from multispec.drafters.rowwise import EachRow, RowDrafter
 from multispec.drafters.starts import Tail, check_start
+from multispec.drafters.stopping import looks, unsure
 from multispec.errors import UsageError
-from multispec.protocols import Context, DraftSession, Request
+from multispec.protocols import Budget, Context, DraftSession, Request
 from multispec.sampling import Law
 from multispec.stream import Draft, Observation, Slot, StreamSpec
 from multispec.tree import children
@@ -116,7 +117,7 @@ def coming(seen: Observation | None, request: Request, count: int) -> Known | No
     nodes = _sound(seen.law, line[:count])
     if not nodes:
         return None
-    nodes, ended = _sure(seen.law, nodes, request.budget.confidence)
+    nodes, ended = _sure(seen.law, nodes, request.budget)
     held = [node for node in line[1 : len(nodes) + 1] if node < len(seen.draft)]
     q = seen.draft.q[_rows(held, 0)] if seen.draft.q is not None and held else None
     start = request.round_start
@@ -130,13 +131,12 @@ def _sound(law: Law, nodes: list[int]) -> list[int]:
     return next((nodes[:i] for i, node in enumerate(nodes) if node + 1 in invalid), nodes)
 
 
-def _sure(law: Law, nodes: list[int], confidence: float) -> tuple[list[int], bool]:
+def _sure(law: Law, nodes: list[int], budget: Budget) -> tuple[list[int], bool]:
     """The nodes up to the first unsure law, and whether there is one: a property of laws, not of draws."""
-    if confidence <= 0:
+    if not looks(budget):
         return nodes, False
-    best = law.probs[_rows(nodes, 1)].amax(-1).tolist()
-    unsure = (i + 1 for i, top in enumerate(best) if top < confidence)
-    length = next(unsure, 0)
+    ends = unsure(budget, Law(law.scores[_rows(nodes, 1)], greedy=law.greedy))
+    length = ends.index(True) + 1 if True in ends else 0
     return (nodes[:length], True) if length else (nodes, False)
 
 

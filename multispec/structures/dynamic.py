@@ -27,6 +27,13 @@ class Expand(Protocol):
     def __call__(self, paths: Sequence[tuple[int, ...]], /) -> Float[Tensor, "n V"]: ...
 
 
+@runtime_checkable
+class Further(Protocol):
+    """Which nodes of a level are expanded: called with their paths and values, the most worth first."""
+
+    def __call__(self, paths: Sequence[tuple[int, ...]], values: Sequence[float], /) -> Sequence[bool]: ...
+
+
 class Grown(NamedTuple):
     """Symbols, parents and worth of the nodes of a tree, the most worth first."""
 
@@ -85,19 +92,25 @@ class _Pool:
         )
 
 
-def eagle2(expand: Expand, *, nodes: int = 60, width: int = 10, depth: int = 6) -> Grown:
+def eagle2(
+    expand: Expand, *, nodes: int = 60, width: int = 10, depth: int = 6, further: Further | None = None
+) -> Grown:
     """Beams of ``width`` for ``depth`` levels, then the ``nodes`` candidates worth most.
 
     Li et al. (2024), "EAGLE-2: Faster Inference of Language Models with Dynamic Draft Trees", sections 4.1
-    (expansion) and 4.2 (reranking). ``expand`` is asked once per level.
+    (expansion) and 4.2 (reranking). ``expand`` is asked once per level. ``further`` may end some beams or
+    all, as Dynamic Depth Decoding does (Brown et al. 2024); their nodes stay candidates.
 
     Raises:
         UsageError: a size below 1.
     """
-    _require(nodes=nodes, width=width, depth=depth)
+    require_sizes(nodes=nodes, width=width, depth=depth)
     pool, beams = _Pool(), [-1]
-    for _ in range(depth):
+    for level in range(1, depth + 1):
         beams = pool.best(width, pool.expand(expand, beams, width))
+        if further is not None and level < depth:
+            goes = further([pool.path(node) for node in beams], [pool.values[node] for node in beams])
+            beams = [node for node, on in zip(beams, goes, strict=True) if on]
         if not beams:
             break
     return pool.tree(pool.best(nodes, range(len(pool.tokens))))
@@ -113,7 +126,7 @@ def opt_tree(expand: Expand, *, nodes: int = 60, depth: int = 10, threshold: flo
     Raises:
         UsageError: a size below 1.
     """
-    _require(nodes=nodes, depth=depth)
+    require_sizes(nodes=nodes, depth=depth)
     pool, level, kept, expected = _Pool(), [-1], list[int](), 0.0
     for _ in range(depth):
         level = pool.best(nodes, pool.expand(expand, level, nodes))
@@ -135,7 +148,7 @@ def dyspec(expand: Expand, *, nodes: int = 60) -> Grown:
     Raises:
         UsageError: no nodes.
     """
-    _require(nodes=nodes)
+    require_sizes(nodes=nodes)
     pool, heap, chosen = _Pool(), list[tuple[float, int]](), list[int]()
     node = -1
     while len(chosen) < nodes:
@@ -161,7 +174,7 @@ def ddtree(marginals: Float[Tensor, "D V"], *, nodes: int = 60) -> Grown:
     >>> ddtree(torch.tensor([[0.6, 0.4], [0.9, 0.1]]), nodes=3).tokens
     (0, 0, 1)
     """
-    _require(nodes=nodes)
+    require_sizes(nodes=nodes)
     best = marginals.topk(min(nodes, marginals.shape[-1]))
     ids, probs = best.indices.tolist(), best.values.tolist()
     pool, heap = _Pool(), list[tuple[float, int, int, int, int]]()
@@ -179,7 +192,12 @@ def ddtree(marginals: Float[Tensor, "D V"], *, nodes: int = 60) -> Grown:
     return pool.tree(range(len(pool.tokens)))
 
 
-def _require(**sizes: int) -> None:
+def require_sizes(**sizes: int) -> None:
+    """Hold sizes to being sizes.
+
+    Raises:
+        UsageError: one below 1.
+    """
     for name, size in sizes.items():
         if size < 1:
             raise UsageError(f"A tree needs {name} >= 1: got {size}. drafter=None decodes plainly.")

@@ -7,8 +7,9 @@ time goes into Python between kernels, not into the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,28 +18,34 @@ from torch import Tensor
 
 from multispec.cache import RaggedCache
 from multispec.targets.masks import Attention, Pass
+from multispec.targets.ragged import Forward, ModuleForward
+from multispec.targets.views import Linear, MakeLinear, Sublayers, Watch
 
 FAMILY = frozenset(f"{name}ForCausalLM" for name in ("Emu3", "Llama", "Mistral", "Qwen2", "Qwen3"))
-Linear = Callable[[Tensor], Tensor]
 # Smaller weights sit in the processor's cache, where a plain product is faster (measured).
 _PACKED_FROM = 2**18
 
 
-def merged(modules: list[Any], pack: bool) -> Linear:
-    """One linear map for several with the same input; outputs side by side.
-
-    ``pack`` reorders the weights once for oneDNN, which makes a pass over a few rows cost what one
-    row costs on a CPU. The reordered weights are a copy.
-    """
+def merged(modules: list[Any], make: MakeLinear) -> Linear:
+    """One linear map for several with the same input; outputs side by side."""
     weight = (
         torch.cat([module.weight.detach() for module in modules]) if len(modules) > 1 else modules[0].weight
     )
     biases = [module.bias for module in modules if module.bias is not None]
     bias = torch.cat([b.detach() for b in biases]) if biases else None
+    return make(weight, bias)
+
+
+def product(weight: Tensor, bias: Tensor | None, pack: bool) -> Linear:
+    """The product with a weight as it is, or with ``pack`` as oneDNN likes it best.
+
+    Weights reordered for oneDNN make a pass over a few rows cost what one row costs on a CPU. They are
+    a copy.
+    """
     if not pack or weight.numel() < _PACKED_FROM:
         return lambda x: F.linear(x, weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 8)
-    run: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+    run: Any = torch.ops.mkldnn._linear_pointwise.default
     return lambda x: run(x, packed, bias, "none", [], "")
 
 
@@ -50,8 +57,9 @@ def can_pack(weight: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer, ready to run."""
+    """One decoder layer, ready to run; a draft may leave out its attention or its perceptron."""
 
+    index: int
     kind: str
     input_norm: Tensor
     qkv: Linear
@@ -61,6 +69,8 @@ class Layer:
     post_norm: Tensor
     gate_up: Linear
     down: Linear
+    attends: bool = True
+    thinks: bool = True
 
 
 class FusedForward:
@@ -74,6 +84,7 @@ class FusedForward:
 
     def __init__(self, model: Any, attention: Attention, pack: bool, positions: int = 0) -> None:
         config = model.config
+        self.model = model
         self.attention = attention
         self.layers = int(config.num_hidden_layers)
         self.like = model.model.embed_tokens.weight
@@ -82,13 +93,17 @@ class FusedForward:
         self._norm = model.model.norm.weight
         self._heads = int(config.num_attention_heads)
         self._kv_heads = int(config.num_key_value_heads)
-        self._head = merged([model.lm_head], pack)
         self._rotary = model.model.rotary_emb
         self._cos, self._sin = torch.empty(0), torch.empty(0)
         self._positions = positions
-        kinds = getattr(config, "layer_types", None) or attention.kinds * self.layers
-        pairs = zip(model.model.layers, kinds, strict=False)
-        self._layers = [_read(layer, kind, pack) for layer, kind in pairs]
+        self._made: dict[MakeLinear, Forward] = {}
+        self._read(partial(product, pack=pack))
+
+    def _read(self, make: MakeLinear) -> None:
+        kinds = getattr(self.model.config, "layer_types", None) or self.attention.kinds * self.layers
+        pairs = zip(self.model.model.layers, kinds, strict=False)
+        self._head = merged([self.model.lm_head], make)
+        self._layers = [_read(index, layer, kind, make) for index, (layer, kind) in enumerate(pairs)]
 
     @staticmethod
     def fits(model: object) -> bool:
@@ -98,6 +113,36 @@ class FusedForward:
         config: Any = getattr(model, "config", None)
         rope = getattr(config, "rope_parameters", None) or {}
         return bool(config.hidden_act == "silu" and rope.get("rope_type", "default") == "default")
+
+    def without(self, skipped: Sublayers) -> Forward:
+        """The same weights with some sublayers left out; caches keep their numbers."""
+        twin = copy.copy(self)
+        twin._made = {}
+        kept = [
+            replace(one, attends=one.index not in skipped.attention, thinks=one.index not in skipped.mlp)
+            for one in self._layers
+        ]
+        twin._layers = [one for one in kept if one.attends or one.thinks]
+        return twin
+
+    def with_linear(self, make: MakeLinear) -> Forward:
+        """The same formulas with other linear maps, made of the same weights: once for every ``make``."""
+        if make not in self._made:
+            twin = copy.copy(self)
+            twin._made = {}
+            twin._read(make)
+            self._made[make] = twin
+        return self._made[make]
+
+    def observing(self, watch: Watch) -> Forward:
+        """The model's own modules, watched."""
+        return ModuleForward(self.model, self.attention, self.layers).observing(watch)
+
+    def reaching(self, positions: int) -> Forward:
+        """The same, for passes that name up to ``positions`` positions."""
+        twin = copy.copy(self)
+        twin._positions, twin._made = positions, {}
+        return twin
 
     def _tables(self, end: int) -> None:
         if len(self._cos) >= end:
@@ -110,14 +155,28 @@ class FusedForward:
 
     def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
         """Run all layers."""
+        return self.read_out(self.through(self.embed(ids), step, cache), keep)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What enters the first layer."""
+        return F.embedding(ids, self._embedding)
+
+    def through(
+        self, hidden: Tensor, step: Pass, cache: RaggedCache, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Run the layers from ``first`` to before ``end``."""
         self._tables(max(cache.ledger.end, self._positions))
         at = step.table if step.table is not None else slice(step.start, step.end)
         cos, sin = self._cos[at].unsqueeze(-2), self._sin[at].unsqueeze(-2)
-        hidden = F.embedding(ids, self._embedding)
-        for index, layer in enumerate(self._layers):
-            mask = step.masks[layer.kind]
-            hidden = hidden + self._attend(layer, hidden, cos, sin, mask, cache, index)
-            hidden = hidden + self._mlp(layer, hidden)
+        for layer in self._layers[first:end]:
+            if layer.attends:
+                hidden = hidden + self._attend(layer, hidden, cos, sin, step.masks[layer.kind], cache)
+            if layer.thinks:
+                hidden = hidden + self._mlp(layer, hidden)
+        return hidden
+
+    def read_out(self, hidden: Tensor, keep: Tensor | None) -> Tensor:
+        """The last norm and the head: logits, or only those of the columns ``keep``."""
         if keep is not None:
             hidden = hidden[:, keep]
         return self._head(self._rms(hidden, self._norm))
@@ -133,7 +192,6 @@ class FusedForward:
         sin: Tensor,
         mask: Tensor | None,
         cache: RaggedCache,
-        index: int,
     ) -> Tensor:
         heads = self._heads + 2 * self._kv_heads
         qkv = layer.qkv(self._rms(hidden, layer.input_norm)).unflatten(-1, (heads, -1))
@@ -146,7 +204,7 @@ class FusedForward:
             qk[:, :, : self._heads].transpose(1, 2),
             qk[:, :, self._heads :].transpose(1, 2),
         )
-        keys, values = cache.ragged[index].update(key, value.transpose(1, 2))
+        keys, values = cache.ragged[layer.index].update(key, value.transpose(1, 2))
         causal = mask is None and query.shape[2] > 1
         grouped = self._heads != self._kv_heads
         mixed = F.scaled_dot_product_attention(
@@ -159,17 +217,18 @@ class FusedForward:
         return layer.down(F.silu(gate) * up)
 
 
-def _read(layer: Any, kind: str, pack: bool) -> Layer:
+def _read(index: int, layer: Any, kind: str, make: MakeLinear) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
     return Layer(
+        index=index,
         kind=kind,
         input_norm=layer.input_layernorm.weight,
-        qkv=merged([attention.q_proj, attention.k_proj, attention.v_proj], pack),
+        qkv=merged([attention.q_proj, attention.k_proj, attention.v_proj], make),
         q_norm=None if q_norm is None else q_norm.weight,
         k_norm=None if k_norm is None else k_norm.weight,
-        out=merged([attention.o_proj], pack),
+        out=merged([attention.o_proj], make),
         post_norm=layer.post_attention_layernorm.weight,
-        gate_up=merged([mlp.gate_proj, mlp.up_proj], pack),
-        down=merged([mlp.down_proj], pack),
+        gate_up=merged([mlp.gate_proj, mlp.up_proj], make),
+        down=merged([mlp.down_proj], make),
     )

@@ -74,6 +74,24 @@ def plan(
     return Pass(masks, table=positions, rows=rows, prefill=prefill)
 
 
+def again(length: int, width: int, attention: Attention, like: Tensor, row: int = 0) -> Pass:
+    """A pass of one row that runs its last ``width`` committed symbols anew, behind all that is committed.
+
+    They stand where they stood, see what was before them and each other, and not what they were.
+    """
+    start = length - width
+    steps = torch.arange(width, device=like.device)
+    slots = torch.arange(length + width, device=like.device)
+    keys = torch.where(slots < length, slots, slots - width)
+    queries = start + steps
+    visible = (keys <= queries[:, None]) & ((slots < start) | (slots >= length))
+    masks = {
+        kind: _additive(_kind(visible[None], queries[None], keys[None], kind, attention), like)
+        for kind in attention.kinds
+    }
+    return Pass(masks, table=queries[None], rows=[row])
+
+
 def _limited(attention: Attention, end: int) -> bool:
     limits = [limit for limit in (attention.window, attention.chunk) if limit is not None]
     return any(kind != "full_attention" for kind in attention.kinds) and end > min(limits, default=end)

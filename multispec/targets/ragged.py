@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,8 @@ from torch import Tensor
 from multispec.cache import RaggedCache
 from multispec.protocols import Scores, walk
 from multispec.stream import Draft, Prompt
-from multispec.targets.masks import Attention, Pass, chain_mask, plan
+from multispec.targets.masks import Attention, Pass, again, chain_mask, plan
+from multispec.targets.views import MakeLinear, Modules, Sublayers, Watch
 from multispec.tree import chain_parents, is_chain
 
 
@@ -40,6 +42,32 @@ class Forward(Protocol):
         ...
 
 
+@runtime_checkable
+class Layered(Forward, Protocol):
+    """A forward of which a draft can be made: the same weights, with less to compute."""
+
+    @property
+    def model(self) -> Any:
+        """The model whose weights it reads."""
+        ...
+
+    def without(self, skipped: Sublayers) -> Forward:
+        """The same weights with some sublayers left out; caches keep their numbers."""
+        ...
+
+    def with_linear(self, make: MakeLinear) -> Forward:
+        """The same formulas with other linear maps, made of the same weights: once for every ``make``."""
+        ...
+
+    def observing(self, watch: Watch) -> Forward:
+        """The same, with its queries and hidden states shown to ``watch``."""
+        ...
+
+    def reaching(self, positions: int) -> Forward:
+        """The same, for passes that name up to ``positions`` positions."""
+        ...
+
+
 class ModuleForward:
     """A transformers decoder-only model as it is, given our positions, masks and cache."""
 
@@ -49,6 +77,30 @@ class ModuleForward:
         self.layers = layers
         self.like = next(p for p in model.parameters() if p.is_floating_point())
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._made: dict[MakeLinear, Forward] = {}
+
+    def without(self, skipped: Sublayers) -> Forward:
+        """The same modules with some sublayers left out; caches keep their numbers."""
+        return self._of(Modules(self.model, self.layers).without(skipped))
+
+    def with_linear(self, make: MakeLinear) -> Forward:
+        """The same modules with other linear maps, made of the same weights: once for every ``make``."""
+        if make not in self._made:
+            self._made[make] = self._of(Modules(self.model, self.layers).with_linear(make))
+        return self._made[make]
+
+    def observing(self, watch: Watch) -> Forward:
+        """The same modules, watched."""
+        return self._of(Modules(self.model, self.layers).observing(watch))
+
+    def reaching(self, positions: int) -> Forward:
+        """Itself: a module takes any position that it can take at all."""
+        return self
+
+    def _of(self, model: Any) -> ModuleForward:
+        twin = copy.copy(self)
+        twin.model, twin._made = model, {}
+        return twin
 
     def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
         """Run the model's own forward."""
@@ -76,6 +128,7 @@ class Metered:
         self, forward: Forward, around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
     ) -> None:
         self.layers, self.attention, self.like = forward.layers, forward.attention, forward.like
+        self.inner = forward
         self._run = around(forward.__call__)
 
     def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
@@ -98,6 +151,30 @@ class RaggedSession:
         self._windowed = set(forward.attention.kinds) != {"full_attention"}
         self._no_masks = dict.fromkeys(forward.attention.kinds)
         self.cache = RaggedCache(forward.layers, len(prompts), max(capacity) + nodes + 2)
+        # A drafter that ran a part of the next pass already says here how to run the rest.
+        self.next_pass: Forward | None = None
+
+    def through(self, forward: Forward) -> RaggedSession:
+        """The same rows in the same cache, run by ``forward``: to be rewound before this session goes on."""
+        twin = copy.copy(self)
+        twin.forward, twin.next_pass = forward, None
+        return twin
+
+    def rerun(self, row: int, ids: Sequence[int], forward: Forward) -> Tensor:
+        """Logits ``[Q, V]`` of ``forward`` over the last committed symbols ``ids`` of a row; keeps nothing.
+
+        What is committed stays as it is: the symbols are run anew behind it.
+        """
+        cache = self.cache.alone(self.rows.index(row))
+        length, width = cache.ledger.lengths[0], len(ids)
+        cache.ledger.open(width, forward.like.device)
+        step = again(length, width, forward.attention, forward.like, row)
+        logits = forward(torch.tensor([list(ids)], device=forward.like.device), step, cache, None)
+        return logits[0]
+
+    def _scoring(self) -> Forward:
+        forward, self.next_pass = self.next_pass or self.forward, None
+        return forward
 
     def prefill(self) -> Scores:
         """Run all prompts in one pass; logits after the last symbol of each."""
@@ -133,7 +210,7 @@ class RaggedSession:
         for place, draft in zip(places, drafts, strict=True):
             parents[place] = draft.parents
         ids = self._ids(places, roots, drafts, width)
-        logits = self.forward(ids, self._plan(parents, width), self.cache, None)
+        logits = self._scoring()(ids, self._plan(parents, width), self.cache, None)
         pairs = zip(places, drafts, strict=True)
         return Scores(logits=[logits[place, : len(draft) + 1] for place, draft in pairs])
 
@@ -180,7 +257,7 @@ class RaggedSession:
     def _score_one(self, root: int, draft: Draft) -> Scores:
         ids = torch.tensor([[root, *draft.ids]], device=self.forward.like.device)
         step = self._plan([draft.parents], ids.shape[1])
-        return Scores(logits=[self.forward(ids, step, self.cache, None)[0]])
+        return Scores(logits=[self._scoring()(ids, step, self.cache, None)[0]])
 
     def _ids(
         self, places: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft], width: int
