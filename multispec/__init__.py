@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multispec import drafters, errors, policies, targets, verifiers
+    from multispec import drafters, errors, policies, structures, targets, testing, verifiers
     from multispec.errors import MultispecError
     from multispec.generator import Generator
     from multispec.guidance import Guidance
@@ -43,12 +43,14 @@ __all__ = [
     "load",
     "policies",
     "speculative",
+    "structures",
     "targets",
+    "testing",
     "verifiers",
 ]
 
 # Where each name lives. Read on first use: torch and transformers take seconds to import.
-_FOLDERS = {"drafters", "errors", "policies", "targets", "verifiers"}
+_FOLDERS = {"drafters", "errors", "policies", "structures", "targets", "testing", "verifiers"}
 _HOMES = {
     "Audio": "modalities.speech.audio",
     "catalog": "methods",

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from multispec.drafters import DraftModel, PromptLookup
 from multispec.errors import PromptError, UnknownNameError, UsageError
 from multispec.guidance import Guidance
-from multispec.methods import Kind, find
+from multispec.methods import Kind, Lent, find, make, refuse
 from multispec.modality import Modality
 from multispec.neighbours import UsesNeighbours, needed
 from multispec.policies import Confidence, FixedLength, Heuristic
@@ -86,14 +86,18 @@ def check_words(words: Mapping[str, Any]) -> None:
 class Methods:
     """Names and objects to drafters, verifiers and policies.
 
-    "auto" drafts with the model ``draft``, or without one by the method called ``alone``.
+    "auto" drafts with the model ``draft``, or without one by the method called ``alone``. A drafter that is
+    asked for by its name is made once, so that what it computed or learned is there the next time. Those that
+    draft with the target's own model are made of ``target``.
     """
 
-    def __init__(self, draft: Any = None, alone: str = "prompt_lookup") -> None:
+    def __init__(self, draft: Any = None, alone: str = "prompt_lookup", target: Any = None) -> None:
         self._draft = draft
         self._alone = alone
+        self._target = target
         self._settled: str | None = None
         self._model: DraftModel | None = None
+        self._made: dict[str, Drafter] = {}
 
     def settle(self, method: str) -> None:
         """From now on "auto" is this method, with a draft model or without.
@@ -101,14 +105,15 @@ class Methods:
         Raises:
             UnknownNameError: no such drafter.
         """
-        self._settled = find("drafter", method).name
+        find("drafter", method)
+        self._settled = method
 
     def drafter(self, drafter: Any) -> Drafter | None:
-        """The drafter of that name; None and "none" are plain decoding.
+        """The drafter of that name, as ``rest:FILE`` with options; None and "none" are plain decoding.
 
         Raises:
-            UnknownNameError: no such drafter.
-            UsageError: a draft model by name, and none was given.
+            UnknownNameError: no such drafter, or no such setting.
+            UsageError: it needs something beside its name, as a draft model, and none was given.
         """
         if drafter is None or drafter == "none":
             return None
@@ -120,22 +125,21 @@ class Methods:
         if not isinstance(drafter, str):
             chosen: Drafter = _fitting("drafter", drafter, "begin")
             return chosen
-        entry = find("drafter", drafter, extra=("auto", "none"))
-        return self._needed() if entry.method is DraftModel else _made(entry.method)
+        return self._named(drafter)
+
+    def _named(self, drafter: str) -> Drafter:
+        if drafter not in self._made:
+            entry = find("drafter", drafter, extra=("auto", "none"))
+            own = self._default()
+            if drafter == DraftModel.name and own is not None:
+                return own
+            self._made[drafter] = entry.make(drafter.partition(":")[2], Lent(self._target, self._draft))
+        return self._made[drafter]
 
     def _default(self) -> DraftModel | None:
         if self._draft is not None and self._model is None:
             self._model = DraftModel(self._draft)
         return self._model
-
-    def _needed(self) -> DraftModel:
-        default = self._default()
-        if default is None:
-            raise UsageError(
-                "drafter='draft_model' needs a draft model and none was given. Pass assistant_model=..., "
-                "draft=... to multispec.load, or drafter=multispec.drafters.DraftModel(model)."
-            )
-        return default
 
     def verifier(self, verifier: Any) -> Verifier:
         """The verifier of that name.
@@ -174,12 +178,8 @@ def _fitting(kind: str, method: Any, needed: str) -> Any:
     return method
 
 
-def _made(method: Any) -> Any:
-    return method()
-
-
 def _named(kind: Kind, method: Any) -> Any:
-    return _made(find(kind, method, extra=("auto",)).method) if isinstance(method, str) else method
+    return make(kind, method, extra=("auto",)) if isinstance(method, str) else method
 
 
 def translate(words: Mapping[str, Any], drafter: Any, policy: Any, stop: Any) -> tuple[Any, Any, Any]:
@@ -278,6 +278,7 @@ class _RowMaker:
             )
         chosen = sampling or (config.sampling if config else self.modality.sampling)
         _check_ids(chosen, spec.vocab_size)
+        refuse(drafter, self.verifier, spec, chosen.greedy, self.target.capabilities.supports_tree)
         wanted = length
         if wanted is None and config is not None:
             wanted = config.new_tokens(len(prompt.ids))

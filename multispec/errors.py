@@ -17,6 +17,7 @@
         └── OutOfMemoryError           names what was being allocated
     DrafterWarning (UserWarning)       a drafter failed; generation went on without it
     OutputWarning (UserWarning)        symbols that cannot become text or media; they are kept
+    MethodWarning (UserWarning)        a method of another package that cannot be used; it is left out
 
 Every message names the rule, what was got, what was expected, and what to do.
 """
@@ -106,3 +107,7 @@ class DrafterWarning(UserWarning):
 
 class OutputWarning(UserWarning):
     """Symbols that cannot be turned into media; they are kept, and ``output`` is None."""
+
+
+class MethodWarning(UserWarning):
+    """A method of another package that cannot be used: it is not in the catalog."""

@@ -30,7 +30,7 @@ class Generator:
     def __init__(self, target: Target, modality: Modality | None = None, draft: Any = None) -> None:
         self.target = target
         self.modality: Modality = IdsOnly() if modality is None else modality
-        self.methods = Methods(draft, self.modality.drafter)
+        self.methods = Methods(draft, self.modality.drafter, target)
 
     def drafting(self, method: str) -> Generator:
         """The same generator, whose ``drafter="auto"`` is the method of that name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from multispec.checking.prompts import encodes, model_of
 from multispec.drafters import DraftModel, EachRow, SjdPac, ZipAR
 from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import Generator
-from multispec.methods import catalog
+from multispec.methods import Entry, Lent, catalog, why_not
 from multispec.protocols import (
     Context,
     Drafter,
@@ -28,6 +28,7 @@ from multispec.protocols import (
 )
 from multispec.stream import Draft, Observation, Prompt
 from multispec.testing import FakeModel, TreeDrafter
+from multispec.verifiers import Coupled
 
 
 def default_drafters(generator: Generator, prompts: Sequence[Prompt] = ()) -> dict[str, Drafter]:
@@ -39,9 +40,8 @@ def default_drafters(generator: Generator, prompts: Sequence[Prompt] = ()) -> di
     target = generator.target
     found = _own_draft(generator)
     found["draft_model (made worse)"] = DraftModel(Tilted(target))
-    untrained = (entry for entry in catalog() if entry.kind == "drafter" and not entry.trained)
-    made = {entry.name: _made(entry.method, target) for entry in untrained}
-    found |= {name: drafter for name, drafter in made.items() if _fits(drafter, target, prompts)}
+    made = {entry.name: _made(entry, target) for entry in catalog() if _comes_alone(entry)}
+    found |= _fitting(made, target, prompts)
     found["random ids"] = RandomIds()
     if target.capabilities.supports_tree and not encodes(model_of(target)):
         found["trees"] = _trees(target, prompts)
@@ -58,29 +58,51 @@ def _own_draft(generator: Generator) -> dict[str, Drafter]:
     return {"draft_model": own}
 
 
-def _made(method: Any, target: Target) -> Any:
-    if method is SjdPac and not target.capabilities.supports_tree:
+def _comes_alone(entry: Entry) -> bool:
+    return entry.kind == "drafter" and not entry.trained and entry.by_name and not entry.base
+
+
+def _made(entry: Entry, target: Target) -> Any:
+    if entry.method is SjdPac and not target.capabilities.supports_tree:
         return SjdPac(width=1)
     # Rows of small pictures are shorter than the usual window, and would be drawn one after the other.
-    return ZipAR(window=2) if method is ZipAR else method()
+    return ZipAR(window=2) if entry.method is ZipAR else entry.make(lent=Lent(target=target))
 
 
-def _fits(drafter: Drafter, target: Target, prompts: Sequence[Prompt]) -> bool:
-    """False where the drafter refuses these streams; without prompts, the stream of the model."""
-    specs = {row: prompt.spec or target.spec for row, prompt in enumerate(prompts)} or {0: target.spec}
-    rows = dict(enumerate(prompts)) or {0: Prompt(ids=torch.tensor([0]))}
-    context = Context(
-        prompts=rows,
-        capacity={row: len(prompt.ids) + 1 for row, prompt in rows.items()},
+def _context(target: Target, prompts: Sequence[Prompt]) -> Context:
+    """These prompts in a session of the target's; without prompts, the stream of the model."""
+    asked = list(prompts) or [Prompt(ids=torch.tensor([0]))]
+    capacity = [len(prompt.ids) + 1 for prompt in asked]
+    session = begin(target, asked, capacity, 1)
+    session.prefill()
+    return Context(
+        prompts=dict(enumerate(asked)),
+        capacity=dict(enumerate(capacity)),
         vocab_size=target.spec.vocab_size,
         device=target.device,
-        specs=specs,
+        specs={row: prompt.spec or target.spec for row, prompt in enumerate(asked)},
+        trees=target.capabilities.supports_tree,
+        target=target,
+        session=session,
     )
-    try:
-        drafter.begin(context)
-    except UnsupportedError:
-        return False
-    return True
+
+
+@torch.inference_mode()
+def _fitting(
+    drafters: Mapping[str, Drafter], target: Target, prompts: Sequence[Prompt]
+) -> dict[str, Drafter]:
+    """Those that do not refuse these streams."""
+    context, found = _context(target, prompts), dict[str, Drafter]()
+    for name, drafter in drafters.items():
+        specs = context.specs.values()
+        if any(why_not(drafter, Coupled(), spec, True, context.trees) for spec in specs):
+            continue
+        try:
+            drafter.begin(context)
+        except UnsupportedError:
+            continue
+        found[name] = drafter
+    return found
 
 
 def _trees(target: Target, prompts: Sequence[Prompt]) -> TreeDrafter:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from multispec.checking.drafters import fresh_logits, worse
+from multispec.checking.prompts import refuse_steps
 from multispec.checking.results import Finding
 from multispec.drafters import SJD, DraftModel, Jacobi, RowCopy, ScdMaximal, SjdPac
 from multispec.generator import Generator
@@ -18,8 +19,9 @@ from multispec.history import History
 from multispec.processing import Pipeline, Places
 from multispec.protocols import Target, Verifier
 from multispec.sampling import Sampling
-from multispec.stream import DraftKind, Prompt
+from multispec.stream import DraftKind, Prompt, Slot, StreamSpec
 from multispec.testing import FakeModel, TreeDrafter
+from multispec.verifiers import Rejection
 
 Tokens = tuple[int, ...]
 MakeDrafter = Callable[[FakeModel], Any]
@@ -32,6 +34,13 @@ WINDOWS = ("jacobi", "scd_mc", "sjd_pac", "sjd", "row_copy")
 WINDOW_TOKENS = 5
 CHOICES = 3
 QUICK_SAMPLES = 300
+# The kinds of siblings that each rule takes, those it is made for first; others take independent ones.
+SIBLINGS: Mapping[str, tuple[DraftKind, ...]] = {
+    "rejection": ("without_replacement", "sampled", "point"),
+    "traversal": ("without_replacement", "sampled"),
+    "spechub": ("without_replacement",),
+    "block": (),
+}
 SAMPLES = 2000
 # With many symbols each sample takes long.
 LARGE_VOCABULARY = 32_768
@@ -39,11 +48,20 @@ LARGE_SAMPLES = 1000
 _BATCH = 250
 
 
-def law_drafters(target: Target, quick: bool) -> dict[str, MakeDrafter]:
-    """Drafts of every kind, from a law that is not the target's, and windows with laws of their own."""
-    trees = target.capabilities.supports_tree
+def law_drafters(target: Target, verifier: Verifier, quick: bool) -> dict[str, MakeDrafter]:
+    """What a rule is tried with: a chain and siblings from a law that is not the target's, as it takes them.
+
+    ``rejection`` is the natural rule of windows, which have laws of their own, and takes all siblings.
+    """
+    trees, kinds = target.capabilities.supports_tree, SIBLINGS.get(verifier.name, ("sampled",))
+    found: dict[str, MakeDrafter] = {"draft_model (made worse)": lambda model: DraftModel(worse(model))}
+    for kind in kinds[: 1 if quick else 3] if trees else ():
+        found[f"siblings, {kind}"] = _siblings(kind)
+    return found | _windows(trees, quick) if verifier.name == Rejection.name else found
+
+
+def _windows(trees: bool, quick: bool) -> dict[str, MakeDrafter]:
     found: dict[str, MakeDrafter] = {
-        "draft_model (made worse)": lambda model: DraftModel(worse(model)),
         "best guess": lambda model: TreeDrafter(worse(model), branching=(1, 1)),
         "jacobi": lambda _: Jacobi(),
         "scd_mc": lambda _: ScdMaximal(),
@@ -51,12 +69,7 @@ def law_drafters(target: Target, quick: bool) -> dict[str, MakeDrafter]:
     if trees or not quick:
         # A tree that fits in front of so few symbols.
         found["sjd_pac"] = lambda _: SjdPac(width=2 if trees else 1, depth=1)
-    if not quick:
-        found |= {"sjd": lambda _: SJD(), "row_copy": lambda _: RowCopy()}
-    kinds: tuple[DraftKind, ...] = ("without_replacement", "sampled", "point")
-    for kind in kinds[: 1 if quick else 3] if trees else ():
-        found[f"siblings, {kind}"] = _siblings(kind)
-    return found
+    return found if quick else found | {"sjd": lambda _: SJD(), "row_copy": lambda _: RowCopy()}
 
 
 def _siblings(kind: DraftKind) -> MakeDrafter:
@@ -88,7 +101,8 @@ def few_for(label: str, model: FakeModel, prompt: Prompt) -> Few:
     logs = best.values.log()[best.values > 0]
     # The third best is at least about a tenth as probable as the best.
     temperature = max(1.0, float(logs[0] - logs[-1]) / 2.3)
-    if label not in WINDOWS:
+    # Slots with ids of their own have no symbols in common.
+    if label not in WINDOWS or len((prompt.spec or model.spec).slots) > 1:
         return Few(temperature=temperature)
     return Few(WINDOW_TOKENS, tuple(best.indices.tolist()), temperature)
 
@@ -107,6 +121,7 @@ def joint_law_holds(
     A rule sees nothing but logits, so the model runs once per prefix and a table answers after that.
     """
     found = Finding()
+    refuse_steps(replays.target, prompts)
     large = replays.target.spec.vocab_size >= LARGE_VOCABULARY
     samples = QUICK_SAMPLES if quick else LARGE_SAMPLES if large else SAMPLES
     for place, prompt in enumerate(prompts[: 1 if quick else 2]):
@@ -134,8 +149,13 @@ class Replays:
         if id(prompt) not in self._made:
             # The memory keeps the prompt, so that no other one gets its id.
             memory = _Memory(self.target, prompt)
-            self._made[id(prompt)] = FakeModel(memory.after, prompt.spec or self.target.spec)
+            self._made[id(prompt)] = FakeModel(memory.after, _in_line(prompt.spec or self.target.spec))
         return self._made[id(prompt)]
+
+
+def _in_line(spec: StreamSpec) -> StreamSpec:
+    """The same stream without frames, so that outputs may end within one; its grammar stays."""
+    return spec if spec.step > 1 else replace(spec, slots=(Slot(size=spec.vocab_size),))
 
 
 class _Memory:
@@ -157,7 +177,8 @@ class _Memory:
 def law_after(model: FakeModel, prompt: Prompt, generated: Tokens, sampling: Sampling) -> Tensor:
     """p ``[V]`` behind the prompt and these symbols, all rules applied."""
     start, spec = prompt.ids.tolist(), model.spec
-    pipeline = Pipeline(sampling, spec.vocab_size, grammar=spec.grammar)
+    own = spec.drawn(sampling)
+    pipeline = Pipeline(own.sampling, spec.vocab_size, grammar=spec.grammar, processors=own.processors)
     history = History(start, foreign_prompt=spec.prompt_size is not None)
     logits = model.after([*start, *generated], len(start))[None]
     return pipeline.law(logits, Places(history, (generated,))).probs[0]
@@ -193,7 +214,7 @@ def _sampled(
             sampling=[few.sampling(seed) for seed in seeds],
             max_new_tokens=few.new_tokens,
         )
-        counts.update(tuple(one.tokens.tolist()) for one in made)
+        counts.update(tuple(one.tokens.flatten().tolist()) for one in made)
         failures += [one.report.notes[-1] for one in made if one.report.drafter_failures]
     return counts, failures
 

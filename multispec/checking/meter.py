@@ -14,6 +14,7 @@ import torch
 
 from multispec.checking.drafters import worse
 from multispec.checking.laws import Few, Replays, Tokens, few_for, law_after
+from multispec.checking.prompts import refuse_steps
 from multispec.checking.results import Finding
 from multispec.drafters import EachRow
 from multispec.errors import UnsupportedError, UsageError
@@ -54,8 +55,10 @@ def meter_holds(
     A rule that spends by an allowance is held to it in every run.
 
     Raises:
-        UnsupportedError: the rule needs neighbours and there are none, or its noise cannot be enumerated.
+        UnsupportedError: the rule needs neighbours and there are none, its noise cannot be enumerated, or
+            slots are parallel.
     """
+    refuse_steps(replays.target, prompts)
     rule, found = informed(verifier, modality), Finding()
     for place, prompt in enumerate(prompts[: 2 if quick else 4]):
         model = replays.of(prompt)
@@ -105,7 +108,7 @@ def _outcomes(model: FakeModel, prompt: Prompt, rule: Verifier, few: Few) -> dic
 def _outcome(made: Generation) -> Outcome:
     report = made.report
     failure = report.notes[-1] if report.drafter_failures else ""
-    tokens = tuple(made.tokens.tolist()[:_HORIZON])
+    tokens = tuple(made.tokens.flatten().tolist()[:_HORIZON])
     return Outcome(tokens, report.new_tokens, report.variation_spent, failure)
 
 

@@ -41,6 +41,20 @@ def draws(prompts: Sequence[Prompt]) -> bool:
     return any(prompt.spec is not None for prompt in prompts)
 
 
+def refuse_steps(target: Target, prompts: Sequence[Prompt]) -> None:
+    """Refuse what looks at one symbol after the other where several move together.
+
+    Raises:
+        UnsupportedError: parallel slots.
+    """
+    step = max([target.spec.step, *(prompt.spec.step for prompt in prompts if prompt.spec is not None)])
+    if step > 1:
+        raise UnsupportedError(
+            f"{step} slots of this stream move together, and this looks at single symbols: got a step of "
+            f"{step}, expected 1. The rows that compare tokens cover whole steps."
+        )
+
+
 def encodes(model: Any) -> bool:
     """True for encoder-decoder models."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))

@@ -16,14 +16,18 @@ from multispec.checking.prompts import default_prompts, draws
 from multispec.checking.results import Check, CheckResult, Finding
 from multispec.errors import DrafterWarning
 from multispec.generator import Generator
-from multispec.methods import catalog
+from multispec.methods import catalog, why_not
 from multispec.protocols import Drafter, Verifier
 from multispec.stream import Prompt
+from multispec.testing import TreeDrafter
+from multispec.verifiers import BlockVerification
 
-# What a short check leaves out: with the shared noise these draft what jacobi drafts ...
+# Rules that promise the law are tried with these: chains, trees, whatever drafts with a model.
+_FOR_LAWS = ("draft_model", "trees", "prompt_lookup", "random ids")
+# With the shared noise these draft what jacobi drafts: a short check leaves them out.
 _LIKE_JACOBI = ("sjd", "scd_mc")
-# ... and greedily, windows draft the same under any rule.
-_WINDOWS = ("jacobi", *_LIKE_JACOBI, "sjd_pac", "row_copy", "zipar")
+# Enough of them for rules that look at given symbols alone.
+_DRAFTS_PER_RULE = 2
 
 
 def check_model(
@@ -65,7 +69,7 @@ def iter_checks(
         replays=Replays(generator.target),
         drafters=default_drafters(generator, asked) if drafters is None else drafters,
         verifiers=_all_verifiers() if verifiers is None else verifiers,
-        shortened=quick and drafters is None,
+        chosen=drafters is not None,
     )
     for check in _checks(plan):
         with warnings.catch_warnings():
@@ -83,22 +87,34 @@ class Plan:
     replays: Replays
     drafters: Mapping[str, Drafter]
     verifiers: Sequence[Verifier]
-    shortened: bool
+    chosen: bool
 
-    def drafters_for(self, verifier: Verifier) -> dict[str, Drafter]:
-        """Those that add something under this rule."""
-        if not self.shortened:
+    def drafters_for(self, verifier: Verifier, first: bool) -> dict[str, Drafter]:
+        """Those that the rule is tried with: all that were chosen, or all for the first rule of seeds.
+
+        Drafters have the same symbols to offer to every rule, so two of the others will do.
+        """
+        if self.chosen:
             return dict(self.drafters)
-        spared = _LIKE_JACOBI if verifier.coupled else _WINDOWS
-        return {name: one for name, one in self.drafters.items() if name not in spared}
+        if first and verifier.coupled:
+            spared = _LIKE_JACOBI if self.equality.quick else ()
+            return {name: one for name, one in self.drafters.items() if name not in spared}
+        usual = {name: one for name, one in self.drafters.items() if name.startswith(_FOR_LAWS)}
+        fitting = {
+            name: one for name, one in (usual or dict(self.drafters)).items() if self._fits(one, verifier)
+        }
+        return dict(list(fitting.items())[:_DRAFTS_PER_RULE])
+
+    def _fits(self, drafter: Drafter, verifier: Verifier) -> bool:
+        target = self.equality.target
+        chains = verifier.name == BlockVerification.name and isinstance(drafter, TreeDrafter)
+        return not chains and not why_not(drafter, verifier, target.spec, True)
 
 
 def _all_verifiers() -> list[Verifier]:
-    return [_made(entry.method) for entry in catalog() if entry.kind == "verifier"]
-
-
-def _made(method: Any) -> Any:
-    return method()
+    return [
+        entry.make() for entry in catalog() if entry.kind == "verifier" and entry.by_name and not entry.base
+    ]
 
 
 def _checks(plan: Plan) -> Iterator[Check]:
@@ -109,11 +125,12 @@ def _checks(plan: Plan) -> Iterator[Check]:
     yield Check("chains, rolled back", same, _later(scoring.chains, target, prompts))
     yield Check("trees, rolled back", same, _later(scoring.trees, target, prompts))
     yield Check("batch", "tokens in a mixed batch = tokens alone", equality.of_batches)
+    seeds = [one for one in plan.verifiers if one.exactness == "seed"]
     for verifier in plan.verifiers:
-        yield from _of_rule(plan, verifier)
+        yield from _of_rule(plan, verifier, verifier in seeds[:1])
 
 
-def _of_rule(plan: Plan, verifier: Verifier) -> Iterator[Check]:
+def _of_rule(plan: Plan, verifier: Verifier, first: bool) -> Iterator[Check]:
     promise, name, equality = verifier.exactness, verifier.name, plan.equality
     if promise not in ("seed", "law"):
         modality = equality.generator.modality
@@ -121,7 +138,7 @@ def _of_rule(plan: Plan, verifier: Verifier) -> Iterator[Check]:
         yield Check(f"{name}, meter", "variation reported = that of one-step trials, computed", run)
         return
     tokens = "tokens = plain decoding" if promise == "seed" else "greedy tokens = plain decoding"
-    for label, drafter in plan.drafters_for(verifier).items():
+    for label, drafter in plan.drafters_for(verifier, first).items():
         yield Check(f"{name}, {label}", tokens, _later(equality.of_rule, verifier, drafter))
     if promise == "law":
         yield from _of_law(plan, verifier)
@@ -129,7 +146,7 @@ def _of_rule(plan: Plan, verifier: Verifier) -> Iterator[Check]:
 
 def _of_law(plan: Plan, verifier: Verifier) -> Iterator[Check]:
     prompts, quick = plan.equality.prompts, plan.equality.quick
-    makers = law_drafters(plan.replays.target, quick)
+    makers = law_drafters(plan.replays.target, verifier, quick)
     # One level of error for all tests together (Bonferroni).
     limit = ERROR_RATE / max(len(makers) * min(len(prompts), 2), 1)
     for label, make in makers.items():

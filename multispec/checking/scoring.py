@@ -11,7 +11,7 @@ from torch import Tensor
 from multispec.branches import begin
 from multispec.checking.drafters import fresh_logits
 from multispec.checking.equality import noise_of
-from multispec.checking.prompts import usable_ids
+from multispec.checking.prompts import refuse_steps, usable_ids
 from multispec.checking.results import Finding
 from multispec.errors import UnsupportedError
 from multispec.protocols import Target
@@ -42,6 +42,7 @@ def trees(target: Target, prompts: Sequence[Prompt]) -> Finding:
 @torch.inference_mode()
 def _scored(target: Target, prompts: Sequence[Prompt], shape: Shape) -> Finding:
     """Several rounds over all prompts as one batch; every node is run again from the beginning."""
+    refuse_steps(target, prompts)
     rng, found = random.Random(1), Finding()
     limits, rounds = [noise_of(target, prompt) for prompt in prompts], _rounds(target, prompts)
     ids = usable_ids(target)

@@ -15,14 +15,23 @@ def check(
         str, typer.Argument(help='A folder, a hub id, or "text" for the embedded model.')
     ] = "text",
     draft: Draft = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="Check this drafter alone (or these): a name with its options.")
+    ] = None,
+    verifier: Annotated[
+        list[str] | None, typer.Option(help="Check this rule alone (or these): a name with its options.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter cases.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every promise of every method on MODEL; the exit code is 1 when one is broken."""
+    """Check every promise of every method on MODEL; the exit code is 1 when one is broken.
+
+    Every drafter is checked with the rule it fits best, and every rule with one or two drafters.
+    """
     with running(debug):
         generator = load(model, draft)
-        results = _checked(generator, quick)
+        results = _checked(generator, quick, _chosen(generator, drafter or [], verifier or []))
         failed = [one for one in results if not one.ok]
         if as_json:
             rows = [one.to_dict() for one in results]
@@ -34,13 +43,24 @@ def check(
             raise typer.Exit(1)
 
 
-def _checked(generator: Any, quick: bool) -> list[Any]:
+def _chosen(generator: Any, drafters: list[str], verifiers: list[str]) -> dict[str, Any]:
+    """What was asked for by name; drafters by themselves are tried with the natural rules."""
+    chosen: dict[str, Any] = {}
+    if drafters:
+        chosen["drafters"] = {name: generator.methods.drafter(name) for name in drafters}
+        verifiers = verifiers or ["coupled", "rejection"]
+    if verifiers:
+        chosen["verifiers"] = [generator.methods.verifier(name) for name in verifiers]
+    return chosen
+
+
+def _checked(generator: Any, quick: bool, chosen: dict[str, Any]) -> list[Any]:
     from multispec.checking import iter_checks
 
     results = []
     screen = console(stderr=True)
     with screen.status("checking ...") as status:
-        for one in iter_checks(generator, quick=quick):
+        for one in iter_checks(generator, quick=quick, **chosen):
             results.append(one)
             status.update(f"{len(results)} checks done, last: {one.name}")
     return results

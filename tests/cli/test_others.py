@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import multispec as ms
 from multispec import loading
-from multispec.cli import app, doctor
+from multispec.cli import _survey, app, doctor, methods
 from multispec.modalities.speech import Audio
 from tests.models import drawing, speaking
 
@@ -55,10 +56,55 @@ def test_methods_as_json_by_kind() -> None:
     assert found == wanted
 
 
-def test_methods_refuses_other_kinds() -> None:
-    result = CliRunner().invoke(app, ["methods", "--kind", "draftr"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind", "draftr"], "Did you mean 'drafter'"),
+        (["--exactness", "laws"], "Did you mean 'law'"),
+        (["--stream", "sound"], "Known: image, speech, text"),
+        (["--markdown", "--json"], "prints the whole page"),
+    ],
+)
+def test_methods_refuses_what_it_does_not_know(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["methods", *arguments])
     assert result.exit_code == 2
-    assert "Did you mean 'drafter'" in result.stderr
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "within", "without"),
+    [
+        (["--exactness", "law"], {"rejection", "mcsd"}, {"coupled", "typical", "rest"}),
+        (["--stream", "image", "--kind", "verifier"], {"lantern", "rejection"}, {"zipr", "jacobi"}),
+        (["--stream", "text"], {"rest", "fixed"}, {"zipar", "lantern", "depth_ngram"}),
+        (["--search", "SAM-Decoding"], {"sam_decoding", "suffix_automaton"}, {"rest"}),
+        (["--search", "2405.19261"], {"cascade", "cascade_chow"}, {"contrastive"}),
+        (["--no-presets", "--kind", "drafter"], {"prompt_lookup"}, {"pld", "copyspec"}),
+    ],
+)
+def test_methods_can_be_searched(arguments: list[str], within: set[str], without: set[str]) -> None:
+    result = CliRunner().invoke(app, ["methods", "--json", *arguments])
+    found = {one["name"] for one in json.loads(result.stdout)}
+    assert within <= found and not without & found
+
+
+def test_the_page_of_methods_is_up_to_date() -> None:
+    """docs/methods.md is what the command prints: multispec methods --markdown > docs/methods.md."""
+    written = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert CliRunner().invoke(app, ["methods", "--markdown"]).stdout == written
+
+
+def test_the_survey_names_what_there_is() -> None:
+    """Each system is in the catalog or says what it would need; links lead to files."""
+    known = {f"{one.kind} {one.name}" for one in ms.catalog()}
+    systems = [one for some in _survey.SURVEY.values() for one in some]
+    assert len(systems) > 100
+    for one in systems:
+        assert one.methods or one.note, one.name
+        assert set(one.methods) <= known, one.name
+    root = Path(__file__).parents[2]
+    links = re.findall(r"\]\(\.\./([^)]+)\)", methods.page())
+    assert links and all((root / link).exists() for link in links)
 
 
 def test_doctor_says_what_there_is() -> None:

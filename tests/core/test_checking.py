@@ -77,6 +77,18 @@ def test_family_passes_by_command(name: str, tmp_path: Path) -> None:
     assert any("G-test" in one for one in compared)
 
 
+@pytest.mark.usefixtures("few_samples")
+def test_methods_are_chosen_by_name(tmp_path: Path) -> None:
+    """With options; drafters by themselves meet the natural rules."""
+    zoo.build("llama", eos_token_id=1).save_pretrained(tmp_path)
+    asked = ["check", str(tmp_path), "--quick", "--json"]
+    result = CliRunner().invoke(app, [*asked, "--drafter", "sjd:start=uniform", "--verifier", "coupled"])
+    names = [one["name"] for one in json.loads(result.stdout)["results"]]
+    assert [name for name in names if "," in name and "rolled" not in name] == ["coupled, sjd:start=uniform"]
+    wrong = CliRunner().invoke(app, [*asked, "--drafter", "sjdd"])
+    assert wrong.exit_code == 2 and "Did you mean 'sjd'" in wrong.stderr
+
+
 def test_half_precision_passes() -> None:
     model = zoo.build("llama", eos_token_id=1).to(torch.bfloat16)
     assert failed(checked(ms.load(model=model))) == set()
@@ -203,7 +215,7 @@ def test_a_rule_that_breaks_its_seed_is_found() -> None:
 @pytest.mark.usefixtures("few_samples")
 def test_a_rule_that_breaks_its_law_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "siblings, without_replacement"
-    make = laws.law_drafters(zoo.generator("llama").target, quick=True)[name]
+    make = laws.law_drafters(zoo.generator("llama").target, Rejection(), quick=True)[name]
     monkeypatch.setattr(rows, "law_drafters", lambda *_: {name: make})
     rules = [Careless(), Rejection()]
     results = checked(zoo.generator("llama"), verifiers=rules, drafters={})
@@ -288,20 +300,40 @@ def test_relaxed_rules_are_held_to_their_meter() -> None:
     assert "0.0000 reported, total variation 0.0000" not in meters["cool_sd"].detail
 
 
-def test_a_short_check_runs_each_way_of_drafting_once() -> None:
-    """With shared noise sjd and scd_mc are jacobi, and greedily all windows are; a full check runs all."""
-    drafters = default_drafters(zoo.generator("llama"))
-    assert {"jacobi", "sjd", "scd_mc", "sjd_pac", "row_copy"} <= {*drafters}
-    assert "zipar" not in drafters, "a text has no rows"
-    equality = Equality(zoo.generator("llama"), [], quick=True)
-    settings: dict[str, Any] = {"equality": equality, "replays": laws.Replays(equality.target)}
-    short, full = (
-        rows.Plan(drafters=drafters, verifiers=[], shortened=one, **settings) for one in (True, False)
-    )
-    assert {"jacobi", "sjd_pac", "trees"} <= {*short.drafters_for(Coupled())}
-    assert not {"sjd", "scd_mc"} & {*short.drafters_for(Coupled())}
-    assert not {"jacobi", "sjd_pac"} & {*short.drafters_for(Rejection())}
-    assert {*full.drafters_for(Rejection())} == {*drafters}
+def plan_of(**settings: Any) -> rows.Plan:
+    equality = Equality(zoo.generator("llama"), [], quick=settings.pop("quick", True))
+    drafters = default_drafters(equality.generator)
+    asked = {"drafters": drafters, "verifiers": [], "chosen": False, **settings}
+    return rows.Plan(equality=equality, replays=laws.Replays(equality.target), **asked)
+
+
+def test_every_drafter_meets_its_natural_rule_and_every_rule_two_drafters() -> None:
+    """With shared noise sjd and scd_mc are jacobi; what was chosen by name meets every rule."""
+    plan = plan_of()
+    assert {"jacobi", "sjd", "scd_mc", "sjd_pac", "row_copy", "token_recycling"} <= {*plan.drafters}
+    assert "zipar" not in plan.drafters, "a text has no rows"
+    assert {*plan.drafters} - {*plan.drafters_for(Coupled(), True)} == {"sjd", "scd_mc"}
+    assert {*plan_of(quick=False).drafters_for(Coupled(), True)} == {*plan.drafters}
+    for entry in ms.catalog():
+        if entry.exactness == "law" and not entry.base:
+            drafts = plan.drafters_for(entry.make(), False)
+            assert len(drafts) == 2, entry.name
+            assert not (entry.name == "block" and "trees" in drafts)
+    chosen = {"random ids": RandomIds(), "sjd": ms.drafters.SJD(), "jacobi": ms.drafters.Jacobi()}
+    assert {*plan_of(drafters=chosen, chosen=True).drafters_for(Rejection(), False)} == {*chosen}
+
+
+def test_each_rule_is_tried_with_siblings_that_it_takes() -> None:
+    target = zoo.generator("llama").target
+    kinds = {
+        entry.name: {*laws.law_drafters(target, entry.make(), quick=False)}
+        for entry in ms.catalog()
+        if entry.exactness == "law" and not entry.base
+    }
+    assert kinds["spechub"] == {"draft_model (made worse)", "siblings, without_replacement"}
+    assert kinds["k_seq"] == {"draft_model (made worse)", "siblings, sampled"}
+    assert kinds["block"] == {"draft_model (made worse)"}
+    assert {"jacobi", "sjd_pac", "siblings, point"} <= kinds["rejection"]
 
 
 def test_windows_are_tried_on_the_law_that_they_can_hit() -> None:

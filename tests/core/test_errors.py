@@ -20,6 +20,7 @@ from multispec.errors import (
     GenerationError,
     IncompatibleModelsError,
     InvalidLogitsError,
+    MethodWarning,
     ModelLoadError,
     MultispecError,
     OutOfMemoryError,
@@ -55,6 +56,7 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     OutOfMemoryError: (GenerationError,),
     DrafterWarning: (UserWarning,),
     OutputWarning: (UserWarning,),
+    MethodWarning: (UserWarning,),
 }
 
 

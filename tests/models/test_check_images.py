@@ -67,7 +67,7 @@ def _few_samples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Checks that take seconds (shapes are checked in every call here); no table of neighbours is kept."""
     monkeypatch.setattr(laws, "QUICK_SAMPLES", 20)
     monkeypatch.setattr(scoring, "_ROUNDS", 2)
-    monkeypatch.setattr(equality, "_QUICK_PICTURES", ("greedy", "repetition_penalty 1.3"))
+    monkeypatch.setattr(equality, "_QUICK", ("greedy", "repetition_penalty 1.3"))
     monkeypatch.setenv("MULTISPEC_CACHE", str(tmp_path / "cache"))
 
 
@@ -105,7 +105,7 @@ def failed(results: Sequence[CheckResult]) -> set[str]:
 
 def test_a_family_passes_by_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rule and drafter of the catalog on a guided model with a grammar, each shortly."""
-    monkeypatch.setattr(equality, "_QUICK_PICTURES", ("greedy",))
+    monkeypatch.setattr(equality, "_QUICK", ("greedy",))
     monkeypatch.setattr(prompts, "CAPTIONS", prompts.CAPTIONS[:2])
     monkeypatch.setattr(laws, "QUICK_SAMPLES", 10)
     result = CliRunner().invoke(app, ["check", str(folder / "target"), "--quick", "--json"])
@@ -144,7 +144,7 @@ def test_family_passes(name: str) -> None:
 def test_the_law_of_guided_decoding_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right and wrong rules, where prompts are of another vocabulary than pictures."""
     generator, label = drawer("janus"), "siblings, without_replacement"
-    make = laws.law_drafters(generator.target, quick=True)[label]
+    make = laws.law_drafters(generator.target, Rejection(), quick=True)[label]
     monkeypatch.setattr(rows, "law_drafters", lambda *_: {label: make})
     monkeypatch.setattr(laws, "QUICK_SAMPLES", 150)
     asked = default_prompts(generator)[:1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,57 @@ def test_a_folder_and_a_file(tmp_path: Path) -> None:
     result = found.generate(str(tmp_path / "sound.wav"), max_new_tokens=8)
     again = writer().generate(Audio.read(tmp_path / "sound.wav"), max_new_tokens=8)
     assert result.tokens.tolist() == again.tokens.tolist() and result.report.drafted > 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("whisper")
+    model().save_pretrained(found)
+    processor().save_pretrained(found)
+    return found
+
+
+def test_a_whisper_is_known_by_its_config(folder: Path, tmp_path: Path) -> None:
+    """``load`` of a folder hears, with a draft and without; so does an object with its processor."""
+    expected = writer().generate(SOUNDS[1], drafter=None, max_new_tokens=10)
+    model(1).save_pretrained(tmp_path)
+    for found in (
+        ms.load(folder, device="cpu"),
+        ms.load(folder, device="cpu", draft=tmp_path),
+        ms.load(model=model(), tokenizer=processor()),
+    ):
+        assert isinstance(found.modality, Transcriptions)
+        result = found.generate(SOUNDS[1], max_new_tokens=10)
+        assert result.tokens.tolist() == expected.tokens.tolist() and result.output == expected.output
+
+
+def test_as_a_model_of_text_it_takes_ids(folder: Path) -> None:
+    """Asked for by its modality, or where there is no processor."""
+    for found in (ms.load(folder, device="cpu", modality="text"), ms.load(model=model())):
+        assert not isinstance(found.modality, Transcriptions)
+
+
+def test_a_whisper_speaks_nothing(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="hears and speaks nothing. Leave the modality out"):
+        ms.load(folder, modality="speech")
+    with pytest.raises(UsageError, match="writes with the tokenizer in its folder"):
+        ms.load(folder, tokenizer=processor().tokenizer)
+
+
+def test_each_sound_may_have_a_language() -> None:
+    """Together in one batch; a language that is not known is named, and so is a model of one language."""
+    words = writer().modality
+    prompts = [{"audio": SOUNDS[0], "language": "de"}, {"audio": SOUNDS[0]}, SOUNDS[0]]
+    german = Transcriptions.from_model(model(), processor(), language="de").encode(SOUNDS[0])
+    made = [words.encode(one).ids.tolist() for one in prompts]
+    assert made[0] == german.ids.tolist() != made[1] == made[2]
+    together = writer().generate(prompts, max_new_tokens=8)
+    alone = [writer().generate(one, max_new_tokens=8) for one in prompts]
+    assert [one.tokens.tolist() for one in together] == [one.tokens.tolist() for one in alone]
+    with pytest.raises(UnknownNameError, match="Unknown language 'fr'"):
+        words.encode({"audio": SOUNDS[0], "language": "fr"})
+    with pytest.raises(UsageError, match="knows one language: got language='de'"):
+        replace(words, openings={}).encode({"audio": SOUNDS[0], "language": "de"})  # type: ignore[type-var]
 
 
 def test_bad_input() -> None:
