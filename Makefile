@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-text bench-image clean help setup
+.PHONY: demo test check bench bench-text bench-image bench-speech clean help setup
 
 demo: setup ## generate with the embedded models, plain and speculative side by side
 	.venv/bin/multispec demo $(ARGS)
@@ -11,14 +11,17 @@ test: setup ## run the tests; make test ARGS="tests/core -x" runs some of them
 check: setup ## run every gate: format, lint, types, import contract
 	scripts/check
 
-# The image benchmark needs the embedded image model, which a checkout has once it is trained.
-bench: bench-text $(if $(wildcard assets/image/target/config.json),bench-image) ## run the benchmarks; ARGS="--runs 5" goes to all
+# Benchmarks of pictures and speech need embedded models, which a checkout has once they are trained.
+bench: bench-text $(foreach kind,image speech,$(if $(wildcard assets/$(kind)/target/config.json),bench-$(kind))) ## run the benchmarks; ARGS="--runs 5" goes to all
 
 bench-text: setup
 	.venv/bin/python recipes/benchmark_text.py $(ARGS)
 
 bench-image: setup
 	.venv/bin/python recipes/benchmark_image.py $(ARGS)
+
+bench-speech: setup
+	.venv/bin/python recipes/benchmark_speech.py $(ARGS)
 
 setup: ## make .venv with the tested versions, if it is not up to date
 	@scripts/setup

@@ -149,11 +149,12 @@ def zipar_ways(generator: Generator) -> list[Way]:
 
 
 def other_ways(known: Sequence[Way]) -> list[Way]:
-    """What the catalog has for pictures, needs no training, and is in none of the known ways."""
+    """What the catalog has for pictures, needs no training nor files, and is in none of the known ways."""
     seen = {type(part) for way in known for part in (way.drafter, way.verifier)}
     found = []
     for entry in ms.catalog():
-        fits = "image" in entry.streams and entry.method not in seen and not entry.trained
+        own = entry.by_name and not entry.base and not entry.trained
+        fits = own and "image" in entry.streams and entry.method not in seen
         if fits and entry.kind == "drafter":
             found.append(Way(entry.name, "", entry.method(), Coupled()))
         elif fits and entry.kind == "verifier":

@@ -15,21 +15,21 @@ from recipes._image_ways import PLAIN, Way, draft_model, draft_ways, relaxed_rul
 WINDOWS = (4, 8, 16, 32)
 
 
-def windows(make: Any, verifier: Any, family: str) -> list[Way]:
+def windows(make: Any, verifier: Any, family: str, sizes: Sequence[int]) -> list[Way]:
     """One drafter with windows of several lengths."""
-    return [Way(family, str(n), make(num_draft_tokens=n), verifier) for n in WINDOWS]
+    return [Way(family, str(n), make(num_draft_tokens=n), verifier) for n in sizes]
 
 
-def exact_ways() -> list[Way]:
+def exact_ways(sizes: Sequence[int] = WINDOWS) -> list[Way]:
     """What needs no training and leaves the law of the sound as it is."""
     coupled, rejection = Coupled(), Rejection()
     return [
         *(Way("prompt lookup", str(n), PromptLookup(num_draft_tokens=n), coupled) for n in (4, 10)),
-        *windows(Jacobi, coupled, "jacobi"),
-        *windows(SJD, rejection, "sjd"),
-        *windows(ScdMaximal, rejection, "scd_mc"),
-        *windows(SjdPac, coupled, "sjd_pac, coupled"),
-        *windows(SjdPac, rejection, "sjd_pac, rejection"),
+        *windows(Jacobi, coupled, "jacobi", sizes),
+        *windows(SJD, rejection, "sjd", sizes),
+        *windows(ScdMaximal, rejection, "scd_mc", sizes),
+        *windows(SjdPac, coupled, "sjd_pac, coupled", sizes),
+        *windows(SjdPac, rejection, "sjd_pac, rejection", sizes),
     ]
 
 
@@ -45,11 +45,12 @@ def relaxed_ways(generator: Generator) -> list[Way]:
 
 
 def other_ways(known: Sequence[Way]) -> list[Way]:
-    """What the catalog has for speech, needs no training, and is in none of the known ways."""
+    """What the catalog has for speech, needs no training nor files, and is in none of the known ways."""
     seen = {type(part) for way in known for part in (way.drafter, way.verifier)}
     found = []
     for entry in ms.catalog():
-        fits = "speech" in entry.streams and entry.method not in seen and not entry.trained
+        own = entry.by_name and not entry.base and not entry.trained
+        fits = own and "speech" in entry.streams and entry.method not in seen
         if fits and entry.kind == "drafter":
             found.append(Way(entry.name, "", entry.method(), Coupled()))
         elif fits and entry.kind == "verifier":

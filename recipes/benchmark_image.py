@@ -18,14 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are not installed
 
@@ -36,6 +34,7 @@ from multispec.protocols import Exactness, Standing  # noqa: E402
 from multispec.sampling import Law, Noise  # noqa: E402
 from multispec.stream import Draft, Verdict  # noqa: E402
 from multispec.verifiers import BudgetedRejection, Coupled, Rejection  # noqa: E402
+from recipes._bench_table import row, show  # noqa: E402
 from recipes._image_ways import PLAIN, Way, draft_model, draft_ways, relaxed_rules, usable  # noqa: E402
 
 PUBLISHED = Way("SJD as published", "", SJD(), Rejection())
@@ -241,14 +240,6 @@ def turns(bench: Bench, case: Case, systems: dict[str, Way]) -> list[dict[str, R
     return found
 
 
-def row(what: str, values: Sequence[float], goal: float | None = None) -> dict[str, Any]:
-    """A line of the table; what is asked is an upper bound."""
-    middle = statistics.median(values)
-    spread = f"{min(values):.3f} to {max(values):.3f}"
-    met = None if goal is None else middle <= goal
-    return {"what": what, "value": middle, "goal": goal, "spread": spread, "met": met}
-
-
 def ratios(found: Sequence[dict[str, Run]], above: str, below: str, what: str) -> list[float]:
     """Turn by turn."""
     return [getattr(turn[above], what) / getattr(turn[below], what) for turn in found]
@@ -288,17 +279,6 @@ def _shares(case: Case, systems: dict[str, Way], found: list[dict[str, Run]]) ->
         what = f"{case.label}: share of the time for acceptance, {systems[key].verifier.name} ({name})"
         lines.append(row(what, [turn[key].share for turn in found], 1 / 20))
     return lines
-
-
-def show(lines: Sequence[dict[str, Any]], console: Console) -> None:
-    """The table of ratios, with what is asked of each."""
-    table = Table("figure", "median", "lowest to highest", "asked", "met")
-    for line in lines:
-        goal = line["goal"]
-        asked = "" if goal is None else f"at most {Fraction(goal).limit_denominator(100)}"
-        met = "" if line["met"] is None else ("yes" if line["met"] else "no")
-        table.add_row(line["what"], f"{line['value']:.3f}", line["spread"], asked, met)
-    console.print(table)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:

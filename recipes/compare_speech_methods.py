@@ -191,10 +191,8 @@ class Comparison:
         return Made(seconds, result, self._nll(text, result, sampling), error)
 
     def _nll(self, text: str, result: Any, sampling: ms.Sampling) -> float:
-        """NaN for parallel slots, whose law is not asked for symbol by symbol."""
+        """-log p of a code in the mean; of parallel slots given the steps before."""
         prompt = self.speech.encode(text)
-        if (prompt.spec or self.generator.target.spec).parallel:
-            return math.nan
         codes = result.tokens.flatten().tolist()
         found = token_nll(self.generator.target, prompt, codes, sampling=sampling)
         return float(found.mean())
