@@ -81,11 +81,11 @@ def error_rate(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) 
 
 
 def cepstra(wave: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mel cepstra `[S, 13]` every 10 ms, without the loudness."""
+    """Mel cepstra `[S, 13]` every 10 ms, without the loudness: log magnitudes are sums of c[k] cos(k w)."""
     logs = filterbanks(torch.from_numpy(wave)[None])[0].numpy() / 2  # of magnitudes, not of powers
     turned: NDArray[np.float64] = np.asarray(dct(logs, axis=1), dtype=np.float64)
     bands: int = logs.shape[1]
-    return turned[:, 1 : CEPSTRA + 1] / (2 * bands)
+    return turned[:, 1 : CEPSTRA + 1] / bands
 
 
 def warped(distance: NDArray[np.float64]) -> tuple[float, int]:
