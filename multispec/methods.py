@@ -69,9 +69,7 @@ _GIVEN = frozenset(
     "row_copy suffix_automaton suffix_decoding token_recycling".split()
 )
 _WINDOWS = frozenset(("sjd", "scd_mc", "sjd_pac"))
-_BRANCHING = frozenset(
-    "cacheback draft_tree lookahead n_grammys rest sjd_pac suffix_decoding token_recycling".split()
-)
+_BRANCHING = frozenset("cacheback lookahead n_grammys rest sjd_pac suffix_decoding token_recycling".split())
 
 
 class Preset(NamedTuple):
@@ -626,7 +624,6 @@ def _why_no_tree(drafter: Drafter, verifier: Verifier, trees: bool) -> str:
 # What drafts chains in place of a drafter of trees.
 _INSTEAD = {
     "cacheback": "cacheback:tree=false",
-    "draft_tree": "draft_model",
     "rest": "rest:FILE,tree=false",
     "sjd_pac": "sjd_ac",
     "suffix_decoding": "suffix_decoding_path",

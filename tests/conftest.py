@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib import import_module
 
+import jaxtyping
+import pytest
 from hypothesis import settings
 
 # Read when torch and transformers are imported, here and in the programs that tests start. On tiny
@@ -20,3 +23,11 @@ import_module("transformers.generation.utils")
 # The same examples everywhere and every time: a failure is one of the change, not of the day.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As users run it, without the checker of types: it would complain first, and takes most of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

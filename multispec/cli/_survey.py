@@ -91,7 +91,7 @@ SURVEY: dict[str, tuple[System, ...]] = {
         System("SpecInfer", ("structure specinfer", "structure expansion", "verifier specinfer")),
         System("Staged SD", ("drafter cascade",)),
         System("Sequoia", ("structure sequoia", "structure sequoia_sized", "verifier rejection")),
-        System("EAGLE-2", ("drafter draft_tree", "structure eagle2"), "by any draft model: it " + _HEADS),
+        System("EAGLE-2", ("structure eagle2",), "by any draft model: it " + _HEADS),
         System("ProPD", (), "prunes with a trained head"),
         System("OPT-Tree", ("structure opt_tree",)),
         System("DSBD", (), "searches beams: its output is no sample"),

@@ -10,7 +10,6 @@ from multispec.drafters.cosine_skip import CosineSkip
 from multispec.drafters.datastore import Datastore, build_datastore
 from multispec.drafters.depth_ngram import DepthNgram
 from multispec.drafters.draft_model import DraftModel
-from multispec.drafters.draft_tree import DraftTree
 from multispec.drafters.early_exit import EarlyExit
 from multispec.drafters.fallback import Fallback
 from multispec.drafters.horizontal import HorizontalCascade
@@ -54,7 +53,6 @@ __all__ = [
     "Datastore",
     "DepthNgram",
     "DraftModel",
-    "DraftTree",
     "EachRow",
     "EarlyExit",
     "Fallback",

@@ -51,18 +51,29 @@ class _Expanding:
         self._closed: set[_Path] = set()
         self._known: dict[_Path, Tensor] = {}
         self._worth: dict[_Path, float] = {(): 1.0}
+        self._size = 0  # of the vocabulary, known from the first law on
 
     def __call__(self, paths: Sequence[_Path]) -> Float[Tensor, "n V"]:
         """q behind each path, zero where nothing is to follow."""
+        if not self._looks:
+            return self._q(self._law(paths), paths).nan_to_num(0.0)
+        onward = [self._goes_on(path, paths) for path in paths]
+        asked = [path for path, goes_on in zip(paths, onward, strict=True) if goes_on]
+        if not asked:
+            return torch.zeros(len(paths), self._size)
+        law = self._law(asked)
+        self._size = law.scores.shape[-1]
+        ends = unsure(self._request.budget, law)
+        self._closed |= {path for path, end in zip(asked, ends, strict=True) if end}
+        self._known |= dict(zip(asked, sureness(law), strict=True))
+        q = self._q(law, asked).nan_to_num(0.0)
+        found = q.new_zeros(len(paths), self._size)
+        found[torch.tensor(onward, device=q.device)] = q
+        return found
+
+    def _law(self, paths: Sequence[_Path]) -> Law:
         request = self._request
-        law = request.pipeline.law(self._logits(paths), Places(request.history, tuple(paths)))
-        q = self._q(law, paths).nan_to_num(0.0)
-        if self._looks:
-            ends = unsure(request.budget, law)
-            self._closed |= {path for path, end in zip(paths, ends, strict=True) if end}
-            self._known |= dict(zip(paths, sureness(law), strict=True))
-            q[[not self._goes_on(path, paths) for path in paths]] = 0
-        return q
+        return request.pipeline.law(self._logits(paths), Places(request.history, tuple(paths)))
 
     def _q(self, law: Law, paths: Sequence[_Path]) -> Tensor:
         request = self._request
@@ -98,8 +109,8 @@ def refuse_chains(name: str, context: Context) -> None:
     """
     if not context.trees or not all(takes_trees(context, row) for row in context.prompts):
         raise UnsupportedError(
-            f"{name} with a structure drafts trees, and here only chains can be scored (parallel slots, or a "
-            "target in its own cache). Leave the structure out."
+            f"{name} with a structure drafts trees, and its target scores chains only (parallel slots, or a "
+            "cache of its own). Leave the structure out."
         )
 
 
@@ -116,8 +127,8 @@ def grows_trees(
     can = target.capabilities
     if not can.supports_tree:
         raise UnsupportedError(
-            f"{name} with a structure runs trees, and its model scores chains only ({can.why}). Leave the "
-            "structure out."
+            f"{name} with a structure runs trees, and its draft model scores chains only ({can.why}). Leave "
+            "the structure out."
         )
     return _Session(ModelRows(name, target, context, guidance=guidance), structure)
 

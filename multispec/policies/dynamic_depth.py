@@ -17,8 +17,8 @@ class DynamicDepth:
 
     Brown et al. (2024), "Dynamic Depth Decoding: Faster Speculative Decoding for LLMs", section 3: exp(H) is
     the mass of q that the beam still covers. It is looked at after the ``depths`` given only, since every
-    look waits for the device; () looks at every depth. ``draft_tree`` with ``depth=11`` and ``width=10`` is
-    the tree of the paper; a drafter of chains has a beam of one.
+    look waits for the device; () looks at every depth. The tree of the paper is a draft
+    model's with ``structure=Eagle2Tree(width=10, depth=11)``; a drafter of chains has a beam of one.
 
     Raises:
         UsageError: a threshold above 0, a depth below 1, a draft of no symbols.

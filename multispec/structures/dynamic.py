@@ -27,13 +27,6 @@ class Expand(Protocol):
     def __call__(self, paths: Sequence[tuple[int, ...]], /) -> Float[Tensor, "n V"]: ...
 
 
-@runtime_checkable
-class Further(Protocol):
-    """Which nodes of a level are expanded: called with their paths and values, the most worth first."""
-
-    def __call__(self, paths: Sequence[tuple[int, ...]], values: Sequence[float], /) -> Sequence[bool]: ...
-
-
 class Grown(NamedTuple):
     """Symbols, parents and worth of the nodes of a tree, the most worth first."""
 
@@ -92,25 +85,20 @@ class _Pool:
         )
 
 
-def eagle2(
-    expand: Expand, *, nodes: int = 60, width: int = 10, depth: int = 6, further: Further | None = None
-) -> Grown:
+def eagle2(expand: Expand, *, nodes: int = 60, width: int = 10, depth: int = 6) -> Grown:
     """Beams of ``width`` for ``depth`` levels, then the ``nodes`` candidates worth most.
 
     Li et al. (2024), "EAGLE-2: Faster Inference of Language Models with Dynamic Draft Trees", sections 4.1
-    (expansion) and 4.2 (reranking). ``expand`` is asked once per level. ``further`` may end some beams or
-    all, as Dynamic Depth Decoding does (Brown et al. 2024); their nodes stay candidates.
+    (expansion) and 4.2 (reranking). ``expand`` is asked once per level. Where it gives no mass a beam ends,
+    as in Dynamic Depth Decoding (Brown et al. 2024), and its nodes stay candidates.
 
     Raises:
         UsageError: a size below 1.
     """
     require_sizes(nodes=nodes, width=width, depth=depth)
     pool, beams = _Pool(), [-1]
-    for level in range(1, depth + 1):
+    for _ in range(depth):
         beams = pool.best(width, pool.expand(expand, beams, width))
-        if further is not None and level < depth:
-            goes = further([pool.path(node) for node in beams], [pool.values[node] for node in beams])
-            beams = [node for node, on in zip(beams, goes, strict=True) if on]
         if not beams:
             break
     return pool.tree(pool.best(nodes, range(len(pool.tokens))))

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,16 +32,10 @@ from multispec.testing import ScriptedDrafter, ScriptedModel, TableModel
 from multispec.verifiers import Rejection
 from tests.models import words, zoo
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 PROMPT = list(zoo.IDS)
 GREEDY = ms.Sampling(temperature=0)
-
-
-@pytest.fixture(autouse=True)
-def _as_users_run_it() -> Iterator[None]:
-    """Types are checked while tests run; users of wrong types meet our own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @contextmanager

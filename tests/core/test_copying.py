@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -25,14 +23,6 @@ from tests.core.drafting import VOCABULARY, ask, begin, models, paths, same_as_p
 
 TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 ROUNDS = st.lists(st.lists(st.integers(0, 2), max_size=4), max_size=5)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the checker of types, which would be the first to complain."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- LLMA ----

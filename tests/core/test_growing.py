@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config
 
 from multispec.drafters import DraftModel, NgramModel
 from multispec.errors import UnknownNameError, UnsupportedError, UsageError
@@ -257,28 +256,24 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("make", "kind", "said"), REFUSED)
 def test_what_cannot_be_right_is_refused(
     make: Callable[[], object], kind: type[Exception], said: str
 ) -> None:
     """Before anything is drafted."""
-    # Without the check of annotations that tests run under: a user has none.
-    config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(kind, match=said):
-            make()
-    finally:
-        config.update("jaxtyping_disable", False)
+    with pytest.raises(kind, match=said):
+        make()
 
 
 def test_targets_and_models_of_chains_are_refused() -> None:
     """With the reason."""
     grown = DraftModel(near(2), structure="eagle2")
-    with pytest.raises(UnsupportedError, match="only chains can be scored"):
+    with pytest.raises(UnsupportedError, match="its target scores chains only"):
         play(TableModel(supports_tree=False), row(drafter=grown))
     chains = DraftModel(near(2, supports_tree=False), structure="eagle2")
-    with pytest.raises(UnsupportedError, match="its model scores chains only"):
+    with pytest.raises(UnsupportedError, match="its draft model scores chains only"):
         play(TARGET, row(drafter=chains))
-    with pytest.raises(UnsupportedError, match="only chains can be scored"):
+    with pytest.raises(UnsupportedError, match="its target scores chains only"):
         play(SlotTableModel(2, 3), row([1, 2], drafter=NgramModel([[0, 1]], 3, structure="eagle2")))
     assert Draft.empty().parents == ()

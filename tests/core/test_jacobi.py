@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -28,17 +27,11 @@ from multispec.testing import FakeModel, TableModel, enumerate_law, play, row
 from multispec.verifiers import Coupled, Rejection
 from tests.core.pictures import RaceNoise, Uneven, random_picture, raster, smooth_picture
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 LENGTH = 4  # a picture of two by two
 JointLaw = dict[tuple[int, ...], float]
 Rule = Callable[[Tensor, Sequence[int]], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of thousands of tiny generations."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # ---- under rejection: the law of a picture, by enumeration through the real loop ----

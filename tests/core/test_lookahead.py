@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -16,14 +14,6 @@ from multispec.sampling import Sampling
 from multispec.stream import Slot, StreamSpec
 from multispec.testing import TableModel, play, row
 from tests.core.drafting import VOCABULARY, ask, begin, models, observed, paths, same_as_plain
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the checker of types, which would be the first to complain."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_rounds_by_hand() -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
 from multispec.drafters import DraftModel, NgramModel
-from multispec.drafters.draft_tree import DraftTree
 from multispec.drafters.stopping import Stopping, unsure, unsure_among
 from multispec.errors import UnsupportedError, UsageError
 from multispec.history import History
@@ -22,7 +20,7 @@ from multispec.processing import Pipeline
 from multispec.protocols import Budget, Past, Policy, Request
 from multispec.sampling import CounterNoise, Law, Purpose, Sampling
 from multispec.stream import Draft
-from multispec.structures import eagle2
+from multispec.structures import Eagle2Tree, eagle2
 from multispec.testing import ScriptedDrafter, TableModel, play, row
 from multispec.verifiers import Rejection
 from tests.core.drafting import begin
@@ -30,14 +28,6 @@ from tests.traps.tools import by_hand, distance, law
 
 EXACT = 1e-9
 Q = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.8, 0.2]]).clamp(min=1e-30)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of an enumeration."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def sure(greedy: bool = False) -> Law:
@@ -188,9 +178,14 @@ def tree_model(**changes: Any) -> TableModel:
     return TableModel(seed=7, scale=2.0, strict=False, **changes)
 
 
+def eagle_draft(model: TableModel, *, width: int = 10, depth: int = 6, **changes: Any) -> DraftModel:
+    """A draft model that grows the tree of EAGLE-2."""
+    return DraftModel(model, structure=Eagle2Tree(width=width, depth=depth), **changes)
+
+
 def grown(budget: Budget, *, width: int = 3, depth: int = 5, calls: list[int] | None = None) -> Draft:
     """A tree behind symbol 4."""
-    session = begin(DraftTree(tree_model(), width=width, depth=depth), [1, 2])
+    session = begin(eagle_draft(tree_model(), width=width, depth=depth), [1, 2])
     before = session.calls
     pipeline = Pipeline(Sampling(), 12)
     draft = session.propose([Request(0, History([1, 2, 4]), budget, CounterNoise(0), pipeline, False)])[0]
@@ -202,6 +197,15 @@ def grown(budget: Budget, *, width: int = 3, depth: int = 5, calls: list[int] | 
 def laws_behind(paths: Sequence[tuple[int, ...]]) -> Tensor:
     table = tree_model().table.softmax(-1)
     return torch.stack([table[path[-1] if path else 4] for path in paths])
+
+
+def laws_behind_strong(paths: Sequence[tuple[int, ...]]) -> Tensor:
+    """Nothing behind a path worth less than 0.1."""
+    laws = laws_behind(paths)
+    for place, path in enumerate(paths):
+        values = [laws_behind([path[:n]])[0, x] for n, x in enumerate(path)]
+        laws[place] *= math.prod(map(float, values)) >= 0.1
+    return laws
 
 
 @pytest.mark.parametrize(("width", "depth", "nodes"), [(3, 5, 12), (2, 3, 60), (1, 4, 9)])
@@ -245,9 +249,7 @@ def test_dynamic_depth_stops_where_the_beam_has_lost_its_mass(depths: tuple[int,
 def test_beams_end_behind_weak_nodes() -> None:
     """No node below the threshold has children; nodes behind an unsure law have none either."""
     draft = grown(PathConfidence(threshold=0.1).budget(Past(), 60))
-    found = eagle2(
-        laws_behind, nodes=60, width=3, depth=5, further=lambda paths, values: [v >= 0.1 for v in values]
-    )
+    found = eagle2(laws_behind_strong, nodes=60, width=3, depth=5)
     assert tuple(draft.ids) == found.tokens
     inner = {found.values[parent] for parent in found.parents if parent >= 0}
     assert min(inner) >= 0.1 > min(found.values)
@@ -261,7 +263,7 @@ def test_trees_of_a_model_leave_the_tokens_alone(policy: Policy, temperature: fl
     target = TableModel(seed=7, scale=2.0)
     samplings = [Sampling(seed=n, temperature=temperature) for n in range(2)]
     plain = [play(target, row(sampling=s, max_new_tokens=20))[0].tokens.tolist() for s in samplings]
-    drafter = DraftTree(tree_model(), width=3, depth=3, num_draft_tokens=12)
+    drafter = eagle_draft(tree_model(), width=3, depth=3, num_draft_tokens=12)
     rows = [row(sampling=s, drafter=drafter, policy=policy, max_new_tokens=20) for s in samplings]
     found = play(target, *rows)
     assert [one.tokens.tolist() for one in found] == plain
@@ -272,16 +274,16 @@ def test_trees_of_a_model_leave_the_tokens_alone(policy: Policy, temperature: fl
 def test_trees_of_a_model_keep_the_law() -> None:
     """Point masses: children are the best symbols of q."""
     target = TableModel(3, seed=1)
-    drafter = DraftTree(TableModel(3, seed=2, strict=False), width=2, depth=2, num_draft_tokens=5)
+    drafter = eagle_draft(TableModel(3, seed=2, strict=False), width=2, depth=2, num_draft_tokens=5)
     found = law(target, 3, drafter=drafter, policy=DynamicDepth(threshold=-0.3, depths=()))
     assert distance(found, by_hand(target, 3)) < EXACT
 
 
 def test_trees_are_refused_where_they_cannot_be_scored() -> None:
     """Told before generation, with what works instead; on either side."""
-    with pytest.raises(UnsupportedError, match="its target scores chains only.*Use draft_model"):
-        play(TableModel(supports_tree=False), row(drafter=DraftTree(tree_model())))
+    with pytest.raises(UnsupportedError, match="its target scores chains only.*Leave the structure out"):
+        play(TableModel(supports_tree=False), row(drafter=eagle_draft(tree_model())))
     with pytest.raises(UnsupportedError, match="its draft model scores chains only .this fake scores chains"):
-        play(TableModel(), row(drafter=DraftTree(tree_model(supports_tree=False))))
+        play(TableModel(), row(drafter=eagle_draft(tree_model(supports_tree=False))))
     with pytest.raises(UsageError, match="width"):
-        DraftTree(tree_model(), width=0)
+        eagle_draft(tree_model(), width=0)

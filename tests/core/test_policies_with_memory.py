@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 
 from multispec.drafters import DraftModel
@@ -33,6 +31,8 @@ from multispec.sampling import Noise, Sampling
 from multispec.testing import ScriptedDrafter, SlotTableModel, TableModel, enumerate_law, play, row
 from multispec.verifiers import Rejection
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 # Each with settings at which it takes different lengths on the models below.
 POLICIES: list[Policy] = [
     FixedLength(num_draft_tokens=3),
@@ -51,14 +51,6 @@ POLICIES: list[Policy] = [
     Off(),
 ]
 NAMED = pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-
-
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of some thousand tiny generations."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def fold(policy: Policy, rounds: list[tuple[int, float]]) -> list[Budget]:

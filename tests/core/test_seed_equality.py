@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -16,6 +14,8 @@ from multispec.drafters import DraftModel, PromptLookup
 from multispec.policies import Confidence, FixedLength, Heuristic
 from multispec.testing import ScriptedDrafter, TreeDrafter
 from tests.models import zoo
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 PROMPTS = 200
 LENGTH = 10
@@ -28,14 +28,6 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"repetition_penalty": 1.3, "presence_penalty": 0.4, "bad_words": [[5], [9, 3]]},
     {"temperature": 0, "frequency_penalty": 0.3},
 )
-
-
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of two thousand tiny generations."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def _prompts() -> list[list[int]]:

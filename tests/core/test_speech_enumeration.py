@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -58,6 +57,8 @@ from multispec.verifiers import (
 from multispec.verifiers.joint import JointStep
 from tests.core.speech_streams import STREAMS, JointLaw, Near, Speech, Tally, a_round, outcomes
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 EXACT = 1e-9
 LAWFUL: dict[str, Verifier] = {
     "rejection": Rejection(),
@@ -70,14 +71,6 @@ LAWFUL: dict[str, Verifier] = {
     "optimal": Optimal(),
 }
 KINDS = ("point", "sampled")
-
-
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of thousands of tiny rounds."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @cache

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -39,6 +38,8 @@ from multispec.sampling import Sampling
 from multispec.stream import Generation
 from multispec.testing import play, row
 from tests.core.speech_streams import STREAMS, Near, Speech, delayed, flat, two_level
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 # Settings of the four rows of a batch, each with a length and so an end of its own.
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -85,14 +86,6 @@ def earlier(name: str) -> tuple[tuple[int, ...], ...]:
         for n in range(3)
     ]
     return tuple(tuple(one.tokens.flatten().tolist()) for one in play(speech.model, *rows))
-
-
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of hundreds of tiny generations."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def stored(name: str, folder: Any) -> Rest:

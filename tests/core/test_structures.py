@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -216,14 +215,6 @@ def test_beams_share_their_prefixes() -> None:
 
 
 # ---- what cannot be ----
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the checker of types, which would be the first to complain."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jaxtyping
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,15 +16,6 @@ from multispec.errors import UsageError
 from multispec.history import History
 from multispec.testing import ScriptedModel, play, row
 from tests.core.drafting import ask, begin, models, paths, same_as_plain
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the checker of types, which would be the first to complain."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
 
 TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -113,14 +112,6 @@ def test_unsure_starts_end_the_window() -> None:
     """A uniform law is an unsure one: the budget's confidence stops behind it."""
     assert len(filled("uniform", raster(9, 3), [1], 6, budget=Budget(6, confidence=0.5)).tokens) == 1
     assert len(filled("copy_left", raster(9, 3), [1], 6, budget=Budget(6, confidence=0.5)).tokens) == 6
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the checker of types, which would be the first to complain."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")

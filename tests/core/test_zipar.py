@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -21,13 +20,7 @@ from multispec.verifiers import Coupled, Rejection
 from multispec.verifiers.zipar import ZipARVerifier
 from tests.core.pictures import RowEnds, Uneven, random_picture, raster, smooth_picture
 
-
-@pytest.fixture(autouse=True)
-def _unchecked() -> Iterator[None]:
-    """Checking every type would take most of the time of hundreds of tiny generations."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def drawn(model: FakeModel, length: int, window: int = 1, **changes: Any) -> Generation:
