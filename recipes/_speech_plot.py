@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from recipes._image_plot import COLOURS, EXACT, FAINT, GROUND, INK, Box, Labels
+from recipes._plot import COLOURS, EXACT, FAINT, GROUND, INK, Words, bare, figure_of
 
 SIZE, DPI = (14.0, 9.0), 130
 
@@ -42,9 +41,7 @@ class Measure:
 
 def plot(points: Sequence[Point], scatter: float, path: Path) -> None:
     """Write the sheet; ``scatter`` is the standard error of plain decoding's nats per code."""
-    figure = import_module("matplotlib.figure").Figure(figsize=SIZE, dpi=DPI, layout="constrained")
-    canvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    figure.set_facecolor(GROUND)
+    figure, canvas = figure_of(SIZE, DPI)
     measures = _measures(points)
     panels = [figure.add_subplot(1, len(measures), n + 1) for n in range(len(measures))]
     colours = _colours(points)
@@ -55,7 +52,7 @@ def plot(points: Sequence[Point], scatter: float, path: Path) -> None:
     canvas.draw()
     figure.set_layout_engine("none")  # labels are in pixels: nothing may move any more
     for axes, measure in zip(panels, measures, strict=True):
-        _label(figure, canvas.get_renderer(), axes, points, measure, colours)
+        _words(axes, points, measure, colours).write(figure, canvas.get_renderer())
     figure.savefig(path, dpi=DPI, facecolor=GROUND)
 
 
@@ -85,42 +82,19 @@ def _colours(points: Sequence[Point]) -> dict[str, str]:
 
 
 def _draw(axes: Any, points: Sequence[Point], measure: Measure, colours: dict[str, str]) -> None:
-    axes.set_facecolor(GROUND)
-    axes.set_title(measure.title, loc="left", fontsize=11, color=INK)
+    bare(axes, measure.title)
     axes.set_ylabel(measure.name, color=INK)
     axes.set_xlabel("target calls, as a share of plain decoding", color=INK)
-    axes.grid(color="#ebe8e2", linewidth=0.8)
-    axes.set_axisbelow(True)
     axes.tick_params(colors=FAINT)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     for one, value in zip(points, measure.values, strict=True):
         axes.scatter([one.calls], [value], s=34, color=colours[one.name], zorder=3)
 
 
-def _label(
-    figure: Any, renderer: Any, axes: Any, points: Sequence[Point], measure: Measure, colours: dict[str, str]
-) -> None:
+def _words(axes: Any, points: Sequence[Point], measure: Measure, colours: dict[str, str]) -> Words:
     """Names beside what is not exact, and beside the best exact ways: the others lie where these do."""
     best = {one.name for one in sorted((p for p in points if p.exact), key=lambda p: p.calls)[:3]}
-    pairs = [
-        (one, axes.transData.transform((one.calls, value)))
-        for one, value in zip(points, measure.values, strict=True)
-    ]
-    named = [(one, at) for one, at in pairs if not one.exact or one.name in best or one.name == "plain"]
-    plain = import_module("matplotlib.transforms").IdentityTransform()
-    texts = [
-        figure.text(0, 0, one.name, fontsize=8, color=colours[one.name], va="bottom", transform=plain)
-        for one, _ in named
-    ]
-    sizes = [_size(text, renderer) for text in texts]
-    box = axes.get_window_extent(renderer)
-    bounds = Box(float(box.x0), float(box.y0), float(box.width), float(box.height))
-    at = [(float(x), float(y)) for _, (x, y) in named]
-    for text, place in zip(texts, Labels(at, sizes, bounds).place(), strict=True):
-        text.set_position((place.left, place.bottom))
-
-
-def _size(text: Any, renderer: Any) -> tuple[float, float]:
-    box = text.get_window_extent(renderer)
-    return float(box.width), float(box.height)
+    marks = [(one.calls, value) for one, value in zip(points, measure.values, strict=True)]
+    named = [not one.exact or one.name in best or one.name == "plain" for one in points]
+    words = [(p.name if shown else "", colours[p.name]) for p, shown in zip(points, named, strict=True)]
+    others = [mark for mark, shown in zip(marks, named, strict=True) if not shown]
+    return Words(axes, marks, words, others, size=8.0)

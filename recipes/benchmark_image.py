@@ -11,7 +11,6 @@ ratios within a turn. Target calls are those of a picture, in a batch the mean.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -34,8 +33,10 @@ from multispec.protocols import Exactness, Standing  # noqa: E402
 from multispec.sampling import Law, Noise  # noqa: E402
 from multispec.stream import Draft, Verdict  # noqa: E402
 from multispec.verifiers import BudgetedRejection, Coupled, Rejection  # noqa: E402
+from recipes import _flags  # noqa: E402
 from recipes._bench_table import row, show  # noqa: E402
-from recipes._image_ways import PLAIN, Way, draft_model, draft_ways, relaxed_rules, usable  # noqa: E402
+from recipes._turns import in_turn, parts  # noqa: E402
+from recipes._ways import PLAIN, Way, draft_model, draft_ways, relaxed_rules, usable  # noqa: E402
 
 PUBLISHED = Way("SJD as published", "", SJD(), Rejection())
 # Rules that look at neighbours, and what they decide on here.
@@ -134,7 +135,7 @@ class Bench:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.generator = ms.load(settings.model, draft=settings.draft or None, modality="image")
-        self.captions = [one.strip() for one in settings.captions.split(";") if one.strip()]
+        self.captions = parts(settings.captions, ";")
         self.neighbours = self.generator.modality.neighbours
         free = free_ways([int(size) for size in settings.windows.split(",")])
         self.free = self._usable(free)
@@ -229,10 +230,8 @@ def turns(bench: Bench, case: Case, systems: dict[str, Way]) -> list[dict[str, R
     """In each turn every way draws once; each turn begins with another."""
     found, names = [], list(systems)
     for turn in range(1, bench.settings.runs + 1):
-        start = turn % len(names)
-        order = [*names[start:], *names[:start]]
         known: dict[Way, Run] = {}
-        for way in (systems[name] for name in order):
+        for way in (systems[name] for name in in_turn(names, turn)):
             # The same way may be the best in more than one respect.
             if way not in known:
                 known[way] = bench.run(way, case, turn)
@@ -283,15 +282,12 @@ def _shares(case: Case, systems: dict[str, Way], found: list[dict[str, Run]]) ->
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for one in fields(Settings):
-        parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
-    settings = Settings(**vars(parser.parse_args(arguments)))
-    if settings.runs < 1 or not settings.captions.strip("; "):
-        parser.error("--runs and --captions: one at least")
-    return settings
+    return _flags.parse(Settings, arguments, __doc__, _wrong)
+
+
+def _wrong(settings: Settings) -> str:
+    enough = settings.runs >= 1 and settings.captions.strip("; ")
+    return "" if enough else "--runs and --captions: one at least"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

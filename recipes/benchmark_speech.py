@@ -12,7 +12,6 @@ until the first chunk of a stream. At the end a random model of two levels count
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -29,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are not 
 
 import multispec as ms  # noqa: E402
 from multispec.modalities.speech.long_texts import speaking  # noqa: E402
+from recipes import _flags  # noqa: E402
 from recipes._bench_table import row, show  # noqa: E402
-from recipes._image_ways import PLAIN, Way, draft_ways, usable  # noqa: E402
 from recipes._speech_ways import exact_ways  # noqa: E402
+from recipes._turns import in_turn, parts  # noqa: E402
 from recipes._two_level import depth_passes  # noqa: E402
+from recipes._ways import PLAIN, Way, draft_ways, usable  # noqa: E402
 
 WARM_UP_CODES = 8
 FRAMES = 32  # of the model of two levels
@@ -106,7 +107,7 @@ class Bench:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.generator = ms.load(settings.model, draft=settings.draft or None, modality="speech")
-        self.texts = [one.strip() for one in settings.texts.split(";") if one.strip()]
+        self.texts = parts(settings.texts, ";")
         self.free = self._usable(exact_ways([int(size) for size in settings.windows.split(",")]))
         self.drafted = self._usable(draft_ways(self.generator))
 
@@ -140,8 +141,8 @@ class Bench:
     def first_audio(self, way: Way, case: Case, turn: int) -> float:
         """Seconds until the first chunk of a stream."""
         (text, *_), (sampling, *_) = self._requests(case, turn)
-        asked = {"drafter": way.drafter, "verifier": way.verifier, "sampling": sampling}
-        chunks = speaking(self.generator, text, **asked)
+        own = {"drafter": way.drafter, "verifier": way.verifier, "policy": way.policy}
+        chunks = speaking(self.generator, text, sampling=sampling, **own)
         for _ in chunks:
             break
         return chunks.delivery.first_audio
@@ -183,9 +184,8 @@ def turns(bench: Bench, case: Case, systems: dict[str, Way]) -> list[Turn]:
     """In each turn every way speaks once; each turn begins with another."""
     found, names = [], list(systems)
     for turn in range(1, bench.settings.runs + 1):
-        start = turn % len(names)
         runs, heard = dict[Way, Run](), dict[Way, float]()
-        for way in (systems[name] for name in [*names[start:], *names[:start]]):
+        for way in (systems[name] for name in in_turn(names, turn)):
             # The same way may be the best in more than one respect.
             if way not in runs:
                 runs[way] = bench.run(way, case, turn)
@@ -239,15 +239,12 @@ def depth_rows() -> list[dict[str, Any]]:
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for one in fields(Settings):
-        parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
-    settings = Settings(**vars(parser.parse_args(arguments)))
-    if settings.runs < 1 or not settings.texts.strip("; "):
-        parser.error("--runs and --texts: one at least")
-    return settings
+    return _flags.parse(Settings, arguments, __doc__, _wrong)
+
+
+def _wrong(settings: Settings) -> str:
+    enough = settings.runs >= 1 and settings.texts.strip("; ")
+    return "" if enough else "--runs and --texts: one at least"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

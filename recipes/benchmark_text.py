@@ -104,7 +104,8 @@ class Bench:
         small = ms.targets.CausalTarget(_endless(load_model(draft)), owned=True)
         for one in (target, small):
             one.meter(self.meter.around)
-        return Generator(target), DraftModel(small, num_draft_tokens=self.settings.num_draft_tokens)
+        drafter = DraftModel(small, num_draft_tokens=self.settings.num_draft_tokens)
+        return Generator(target, draft=small), drafter
 
     def _instrument(self) -> None:
         self.model.forward = self.target_meter.around(self.meter.around(self.model.forward))
@@ -113,13 +114,25 @@ class Bench:
         self.assistant.generation_config.num_assistant_tokens_schedule = "constant"
         self.assistant.generation_config.assistant_confidence_threshold = 0.0
 
-    def ours(self, drafter: Any, temperature: float, tokens: int, verifier: str = "coupled") -> Run:
-        """One generation by multispec."""
+    def ours(
+        self,
+        drafter: Any,
+        temperature: float,
+        tokens: int,
+        verifier: str = "coupled",
+        policy: str | None = None,
+    ) -> Run:
+        """One generation by multispec; without a policy at the drafter's own length."""
         self.meter.seconds = 0.0
         sampling = ms.Sampling(temperature=temperature, seed=1)
         start = time.perf_counter()
         result = self.generator.generate(
-            self.ids, drafter=drafter, verifier=verifier, sampling=sampling, max_new_tokens=tokens
+            self.ids,
+            drafter=drafter,
+            verifier=verifier,
+            policy=policy,
+            sampling=sampling,
+            max_new_tokens=tokens,
         )
         seconds = time.perf_counter() - start
         found = tuple(result.tokens.tolist())
@@ -149,6 +162,7 @@ class Bench:
         n, look = self.settings.new_tokens, ms.drafters.PromptLookup()
         return {
             "multispec plain": lambda: self.ours(None, temperature, n),
+            "multispec auto": lambda: self.ours("auto", temperature, n, policy="auto"),
             "multispec draft model": lambda: self.ours(self.drafter, temperature, n),
             "multispec draft model, rejection": lambda: self.ours(self.drafter, temperature, n, "rejection"),
             "multispec prompt lookup": lambda: self.ours(look, temperature, n),
@@ -195,6 +209,8 @@ def _speed(found: list[dict[str, Run]], label: str) -> list[dict[str, Any]]:
         (best, "transformers draft model", 1.5),
         ("multispec plain", "transformers plain", 1.0),
         (best, "multispec plain", None),
+        ("multispec auto", "multispec plain", 0.97),
+        ("multispec auto", best, None),
         ("multispec draft model, rejection", "transformers plain", None),
         ("multispec prompt lookup", "transformers prompt lookup", None),
     ]
@@ -277,7 +293,8 @@ def measure(settings: Settings) -> list[dict[str, Any]]:
     bench, rows = Bench(settings), []
     for label, temperature in (("greedy", 0.0), ("temperature 0.8", 0.8)):
         found = turns(bench.systems(temperature), settings.runs)
-        same = all(t["multispec plain"].tokens == t["multispec draft model"].tokens for t in found)
+        drafted = ("multispec draft model", "multispec auto")
+        same = all(t["multispec plain"].tokens == t[name].tokens for t in found for name in drafted)
         rows += [*_speed(found, label), *_costs(found, label)]
         rows.append(_row(f"{label}: plain and drafted tokens identical (1 is yes)", float(same), 1.0))
     return [*rows, _linear(bench), _memory(settings)]

@@ -19,9 +19,6 @@ seconds         relative to plain in the same turn, median
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
 import math
 import statistics
 import sys
@@ -36,13 +33,13 @@ from typing import Any, cast
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are not installed
 
 import multispec as ms  # noqa: E402
 from multispec.errors import DrafterWarning  # noqa: E402
+from multispec.measures import token_nll  # noqa: E402
 from multispec.modalities.image.adapter import Images, to_pixels  # noqa: E402
 from multispec.modalities.image.measures import (  # noqa: E402
     WINDOW,
@@ -50,11 +47,17 @@ from multispec.modalities.image.measures import (  # noqa: E402
     frechet_distance,
     psnr,
     ssim,
-    token_nll,
 )
 from multispec.modalities.image.seeing import contact_sheet  # noqa: E402
-from recipes._image_plot import Floor, Point, missing, plot  # noqa: E402
-from recipes._image_ways import PLAIN, Way, all_ways, usable  # noqa: E402
+from recipes import (
+    _flags,  # noqa: E402
+    _turns,  # noqa: E402
+)
+from recipes._image_plot import Floor, Point, plot  # noqa: E402
+from recipes._image_ways import all_ways  # noqa: E402
+from recipes._plot import missing  # noqa: E402
+from recipes._turns import asked_for, in_turn, parts, show_left_out, table, written  # noqa: E402
+from recipes._ways import PLAIN, Way, usable  # noqa: E402
 
 WARM_UP_CODES = 8
 REFERENCE_BATCH = 8
@@ -86,8 +89,7 @@ class Settings:
         return self._with(range(start, start + self.seeds))
 
     def _with(self, seeds: Sequence[int]) -> list[tuple[str, int]]:
-        captions = [one.strip() for one in self.captions.split(";") if one.strip()]
-        return list(product(captions, seeds))
+        return list(product(parts(self.captions, ";"), seeds))
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,15 @@ class Comparison:
         self._known: dict[tuple[str, tuple[int, ...]], float] = {}
 
     def _asked(self) -> list[Way]:
-        parts = [part.strip() for part in self.settings.only.split(",") if part.strip()]
-        found = all_ways(self.generator)
-        return [way for way in found if way is PLAIN or not parts or any(part in way.name for part in parts)]
+        found, only = all_ways(self.generator), self.settings.only
+        return [way for way in found if way is PLAIN or asked_for(way.name, only)]
 
     def turns(self, console: Console) -> list[dict[str, Drawn]]:
         """Every picture in every way; each turn begins with another way."""
         found = []
         for number, (caption, seed) in enumerate(self.settings.requests):
             console.print(f"{caption}, seed {seed}: {len(self.ways)} ways", style="dim")
-            start = number % len(self.ways)
-            order = [*self.ways[start:], *self.ways[:start]]
-            found.append({way.name: self.drawn(way, caption, seed) for way in order})
+            found.append({way.name: self.drawn(way, caption, seed) for way in in_turn(self.ways, number)})
         return found
 
     def drawn(self, way: Way, caption: str, seed: int) -> Drawn:
@@ -261,10 +260,7 @@ COLUMNS = (
 
 def show(rows: Sequence[Figures], floor: Floor, refused: dict[str, str], console: Console) -> None:
     """The table, and what was left out."""
-    table = Table(*COLUMNS)
-    table.columns[0].no_wrap = True
-    for column in table.columns[2:]:
-        column.justify = "right"
+    lines = []
     for row in rows:
         numbers = (
             f"{row.target_calls:.1f}",
@@ -278,12 +274,11 @@ def show(rows: Sequence[Figures], floor: Floor, refused: dict[str, str], console
             f"{row.frechet:.3g}",
             f"{row.seconds_share:.2f}",
         )
-        table.add_row(row.way, row.exactness, *numbers)
-    console.print(table)
+        lines.append((row.way, row.exactness, *numbers))
+    console.print(table(COLUMNS, lines))
     scatter = f"{floor.low:.3g} to {floor.high:.3g}"
     console.print(f"Frechet distance of plain pictures to plain pictures of other seeds: {scatter}")
-    for name, why in refused.items():
-        console.print(f"Left out: {name}. {why}", style="yellow")
+    show_left_out(refused, console)
 
 
 def sheet(comparison: Comparison, turn: dict[str, Drawn], side: int) -> Any:
@@ -293,27 +288,11 @@ def sheet(comparison: Comparison, turn: dict[str, Drawn], side: int) -> Any:
     return contact_sheet(pictures, words, side=side)
 
 
-def written(value: Any) -> Any:
-    """What JSON has no number for, as a word."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def keep(settings: Settings, rows: Sequence[Figures], floor: Floor, refused: dict[str, str]) -> None:
     """figures.json and figures.csv."""
-    folder = Path(settings.out)
-    lines = [{name: written(value) for name, value in asdict(row).items()} for row in rows]
-    found = {
-        "settings": asdict(settings),
-        "threads": torch.get_num_threads(),
-        "frechet_floor": {name: written(value) for name, value in asdict(floor).items()},
-        "left_out": refused,
-        "rows": lines,
-    }
-    (folder / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with (folder / "figures.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [one.name for one in fields(Figures)])
-        table.writeheader()
-        table.writerows(lines)
+    scatter = {name: written(value) for name, value in asdict(floor).items()}
+    columns = [one.name for one in fields(Figures)]
+    _turns.keep(settings, rows, columns, refused, frechet_floor=scatter)
 
 
 def point(row: Figures) -> Point:
@@ -331,15 +310,12 @@ def point(row: Figures) -> Point:
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for one in fields(Settings):
-        parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
-    settings = Settings(**vars(parser.parse_args(arguments)))
-    if min(settings.seeds, settings.references, len(settings.requests)) < 1:
-        parser.error("--captions, --seeds and --references: one at least")
-    return settings
+    return _flags.parse(Settings, arguments, __doc__, _wrong)
+
+
+def _wrong(settings: Settings) -> str:
+    enough = min(settings.seeds, settings.references, len(settings.requests)) >= 1
+    return "" if enough else "--captions, --seeds and --references: one at least"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

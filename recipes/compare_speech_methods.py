@@ -18,16 +18,13 @@ seconds         for a second of sound, relative to plain in the same turn, media
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
 import math
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -35,20 +32,24 @@ from typing import Any, cast
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are not installed
 
 import multispec as ms  # noqa: E402
 from multispec.errors import DrafterWarning, UsageError  # noqa: E402
-from multispec.modalities.image.measures import token_nll  # noqa: E402
+from multispec.measures import token_nll  # noqa: E402
 from multispec.modalities.speech.adapter import Speech  # noqa: E402
 from multispec.modalities.speech.audio import Audio  # noqa: E402
+from recipes import (
+    _flags,  # noqa: E402
+    _turns,  # noqa: E402
+)
 from recipes import _speech_recogniser as judge  # noqa: E402
-from recipes._image_plot import missing  # noqa: E402
-from recipes._image_ways import PLAIN, Way, usable  # noqa: E402
+from recipes._plot import missing  # noqa: E402
 from recipes._speech_plot import Point, plot  # noqa: E402
 from recipes._speech_ways import all_ways  # noqa: E402
+from recipes._turns import asked_for, in_turn, parts, show_left_out, table  # noqa: E402
+from recipes._ways import PLAIN, Way, usable  # noqa: E402
 
 WARM_UP_CODES = 8
 HEARD_RATE = 16_000
@@ -71,8 +72,8 @@ class Settings:
     @property
     def requests(self) -> list[tuple[str, int]]:
         """Texts with seeds."""
-        texts = [one.strip() for one in self.texts.split(";") if one.strip()]
-        return list(product(texts, range(self.first_seed, self.first_seed + self.seeds)))
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return list(product(parts(self.texts, ";"), seeds))
 
 
 class Ear:
@@ -167,18 +168,15 @@ class Comparison:
         return WARM_UP_CODES * len(self.generator.target.spec.slots)
 
     def _asked(self) -> list[Way]:
-        parts = [part.strip() for part in self.settings.only.split(",") if part.strip()]
-        found = all_ways(self.generator)
-        return [way for way in found if way is PLAIN or not parts or any(part in way.name for part in parts)]
+        found, only = all_ways(self.generator), self.settings.only
+        return [way for way in found if way is PLAIN or asked_for(way.name, only)]
 
     def turns(self, console: Console) -> list[dict[str, Made]]:
         """Every utterance in every way; each turn begins with another way."""
         found = []
         for number, (text, seed) in enumerate(self.settings.requests):
             console.print(f"{text}, seed {seed}: {len(self.ways)} ways", style="dim")
-            start = number % len(self.ways)
-            order = [*self.ways[start:], *self.ways[:start]]
-            found.append({way.name: self.made(way, text, seed) for way in order})
+            found.append({way.name: self.made(way, text, seed) for way in in_turn(self.ways, number)})
         return found
 
     def made(self, way: Way, text: str, seed: int) -> Made:
@@ -263,10 +261,7 @@ COLUMNS = (
 
 def show(rows: Sequence[Figures], refused: dict[str, str], console: Console) -> None:
     """The table, and what was left out."""
-    table = Table(*COLUMNS)
-    table.columns[0].no_wrap = True
-    for column in table.columns[2:]:
-        column.justify = "right"
+    lines = []
     for row in rows:
         numbers = (
             f"{row.target_calls:.1f}",
@@ -279,33 +274,15 @@ def show(rows: Sequence[Figures], refused: dict[str, str], console: Console) -> 
             "" if math.isnan(row.phoneme_error) else f"{row.phoneme_error:.3f}",
             f"{row.seconds_share:.2f}",
         )
-        table.add_row(row.way, row.exactness, *numbers)
-    console.print(table)
-    for name, why in refused.items():
-        console.print(f"Left out: {name}. {why}", style="yellow")
-
-
-def written(value: Any) -> Any:
-    """What JSON has no number for, as a word."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        lines.append((row.way, row.exactness, *numbers))
+    console.print(table(COLUMNS, lines))
+    show_left_out(refused, console)
 
 
 def keep(settings: Settings, rows: Sequence[Figures], spread: float, refused: dict[str, str]) -> None:
     """figures.json and figures.csv."""
-    folder = Path(settings.out)
-    lines = [{name: written(value) for name, value in asdict(row).items()} for row in rows]
-    found = {
-        "settings": asdict(settings),
-        "threads": torch.get_num_threads(),
-        "nats_standard_error": spread,
-        "left_out": refused,
-        "rows": lines,
-    }
-    (folder / "figures.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    with (folder / "figures.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [one.name for one in fields(Figures)])
-        table.writeheader()
-        table.writerows(lines)
+    columns = [one.name for one in fields(Figures)]
+    _turns.keep(settings, rows, columns, refused, nats_standard_error=spread)
 
 
 def keep_sounds(comparison: Comparison, turn: dict[str, Made], folder: Path) -> None:
@@ -331,15 +308,12 @@ def point(row: Figures) -> Point:
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
     """Settings from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for one in fields(Settings):
-        parser.add_argument(f"--{one.name.replace('_', '-')}", type=type(one.default), default=one.default)
-    settings = Settings(**vars(parser.parse_args(arguments)))
-    if min(settings.seeds, len(settings.requests)) < 1:
-        parser.error("--texts and --seeds: one at least")
-    return settings
+    return _flags.parse(Settings, arguments, __doc__, _wrong)
+
+
+def _wrong(settings: Settings) -> str:
+    enough = min(settings.seeds, len(settings.requests)) >= 1
+    return "" if enough else "--texts and --seeds: one at least"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,16 +20,14 @@ encode, decode  times real time
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -42,6 +40,7 @@ from multispec.errors import MultispecError, UsageError  # noqa: E402
 from multispec.modalities.speech import codecs  # noqa: E402
 from multispec.modalities.speech.audio import Audio  # noqa: E402
 from multispec.modalities.speech.family import SpeechCodec  # noqa: E402
+from recipes import _flags  # noqa: E402
 
 # How far a decoder hears is measured on so many frames.
 FRAMES = 64
@@ -172,14 +171,7 @@ def table(lines: Sequence[Figures]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> list[Figures]:
     """Read the flags, send the sounds through, print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for field in fields(Settings):
-        known: dict[str, Any] = {"codecs": {"required": True}, "sounds": {"required": True}}
-        more = known.get(field.name, {"default": field.default})
-        parser.add_argument(f"--{field.name}", type=int if field.type == "int" else str, **more)
-    settings = Settings(**vars(parser.parse_args(arguments)))
+    settings = _flags.parse(Settings, arguments, __doc__)
     out, console = Path(settings.out), Console(width=160)
     out.mkdir(parents=True, exist_ok=True)
     given = sounds(Path(settings.sounds), settings.limit)

@@ -12,13 +12,12 @@ colour and thing together. The pairs in `UNSEEN` are never shown, and the demo a
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are not 
 from recipes import _image_data as data  # noqa: E402
 from recipes import _image_models as ar  # noqa: E402
 from recipes import _image_tokenizer as vq  # noqa: E402
+from recipes import _stages  # noqa: E402
 from recipes import _text_distil as distil  # noqa: E402
 from recipes._image_captions import DEMO, wordings  # noqa: E402
 from recipes._text_data import Windows  # noqa: E402
-from recipes._text_trainer import Schedule, Trainer, batches, load_weights, thread_pool  # noqa: E402
+from recipes._text_trainer import Schedule, Trainer, batches, load_weights  # noqa: E402
 
 KINDS = ("original", "recoloured")
 KNOWN = ("names", "captions", "pixels", "kinds", "held_out")
@@ -582,31 +582,12 @@ STAGES = {
 
 def parse(argv: Sequence[str] | None) -> Settings:
     """Return the settings given as flags."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for field in fields(Settings):
-        flag = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true")
-        else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
-    settings = Settings(**vars(parser.parse_args(argv)))
-    if settings.stage not in ("all", *STAGES):
-        parser.error(f"--stage {settings.stage!r}: choose from all, {', '.join(STAGES)}")
-    return smoke(settings) if settings.smoke else settings
+    return _stages.parse(Settings, STAGES, smoke, argv, __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one stage or all of them."""
-    settings = parse(argv)
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the parallelism is in the pool
-    try:
-        with thread_pool(settings.workers) as pool:
-            for stage in STAGES if settings.stage == "all" else (settings.stage,):
-                STAGES[stage](settings, pool)
-    finally:
-        torch.set_num_threads(threads)
+    _stages.run(parse(argv), STAGES)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ a small model. One of forty sentences is never trained on; those are what the re
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -47,9 +46,10 @@ from recipes import _speech_codec as sound  # noqa: E402
 from recipes import _speech_data as data  # noqa: E402
 from recipes import _speech_models as ar  # noqa: E402
 from recipes import _speech_recogniser as judge  # noqa: E402
+from recipes import _stages  # noqa: E402
 from recipes import _text_distil as distil  # noqa: E402
 from recipes._text_data import Windows  # noqa: E402
-from recipes._text_trainer import Loss, Schedule, Trainer, batches, load_weights, thread_pool  # noqa: E402
+from recipes._text_trainer import Loss, Schedule, Trainer, batches, load_weights  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -713,31 +713,12 @@ STAGES = {
 
 def parse(argv: Sequence[str] | None) -> Settings:
     """Return the settings given as flags."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for field in fields(Settings):
-        flag = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true")
-        else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
-    settings = Settings(**vars(parser.parse_args(argv)))
-    if settings.stage not in ("all", *STAGES):
-        parser.error(f"--stage {settings.stage!r}: choose from all, {', '.join(STAGES)}")
-    return smoke(settings) if settings.smoke else settings
+    return _stages.parse(Settings, STAGES, smoke, argv, __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one stage or all of them."""
-    settings = parse(argv)
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the parallelism is in the pool
-    try:
-        with thread_pool(settings.workers) as pool:
-            for stage in STAGES if settings.stage == "all" else (settings.stage,):
-                STAGES[stage](settings, pool)
-    finally:
-        torch.set_num_threads(threads)
+    _stages.run(parse(argv), STAGES)
 
 
 if __name__ == "__main__":

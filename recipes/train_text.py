@@ -8,7 +8,6 @@ rates follow the clock, so a stage ends within its minutes on any machine, busy 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -28,9 +27,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are not installed
 
+from recipes import _stages  # noqa: E402
 from recipes import _text_data as data  # noqa: E402
 from recipes import _text_distil as distil  # noqa: E402
-from recipes._text_trainer import Schedule, Trainer, batches, load_weights, thread_pool  # noqa: E402
+from recipes._text_trainer import Schedule, Trainer, batches, load_weights  # noqa: E402
 
 PROMPTS = (
     "Once upon a time",
@@ -336,31 +336,12 @@ STAGES = {
 
 def parse(argv: Sequence[str] | None) -> Settings:
     """Return the settings given as flags."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for field in fields(Settings):
-        flag = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, action="store_true")
-        else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
-    settings = Settings(**vars(parser.parse_args(argv)))
-    if settings.stage not in ("all", *STAGES):
-        parser.error(f"--stage {settings.stage!r}: choose from all, {', '.join(STAGES)}")
-    return smoke(settings) if settings.smoke else settings
+    return _stages.parse(Settings, STAGES, smoke, argv, __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one stage or all of them."""
-    settings = parse(argv)
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the parallelism is in the pool
-    try:
-        with thread_pool(settings.workers) as pool:
-            for stage in STAGES if settings.stage == "all" else (settings.stage,):
-                STAGES[stage](settings, pool)
-    finally:
-        torch.set_num_threads(threads)
+    _stages.run(parse(argv), STAGES)
 
 
 if __name__ == "__main__":

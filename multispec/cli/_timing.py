@@ -83,3 +83,15 @@ def rows(timed: Mapping[str, Timed]) -> list[list[str]]:
 def as_table(timed: Mapping[str, Timed], title: str = "") -> Any:
     """The rows, ready to print."""
     return table(COLUMNS, rows(timed), title)
+
+
+def verdict(what: str, same: bool, promise: str) -> str:
+    """Whether a comparison found what was promised; ``what`` was compared: "Pixels", "Samples"."""
+    if same:
+        return f"{what}: identical to plain decoding with this seed."
+    if promise == "seed":
+        return (
+            f"[red]{what}: NOT identical.[/red] In half precision a near-tie may round differently; in "
+            "float32 this breaks the promise of the verifier: run multispec check."
+        )
+    return f"{what}: not identical, nor promised: this verifier's promise is {promise!r}."

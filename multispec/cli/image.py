@@ -24,6 +24,7 @@ from multispec.cli._console import (
     say,
     table,
 )
+from multispec.cli._timing import verdict
 from multispec.errors import GenerationError, UnsupportedError, UsageError
 
 COLUMNS = ("", "seconds", "codes/s", "speed ratio", "target calls", "step compression")
@@ -396,15 +397,5 @@ def _show_comparison(drawing: _Drawing, compared: dict[str, Any]) -> None:
     ]
     screen = console()
     screen.print(table(COLUMNS, rows, "one run each, after the first drawing"))
-    screen.print(_verdict(compared))
-
-
-def _verdict(compared: dict[str, Any]) -> str:
-    if compared["identical_codes"] and compared["identical_pixels"]:
-        return "Pixels: identical to plain decoding with this seed."
-    if compared["promise"] == "seed":
-        return (
-            "[red]Pixels: NOT identical.[/red] In half precision a near-tie may round differently; in "
-            "float32 this breaks the promise of the verifier: run multispec check."
-        )
-    return f"Pixels: not identical, nor promised: this verifier's promise is {compared['promise']!r}."
+    same = compared["identical_codes"] and compared["identical_pixels"]
+    screen.print(verdict("Pixels", same, compared["promise"]))

@@ -26,6 +26,7 @@ from multispec.cli._console import (
     say,
     table,
 )
+from multispec.cli._timing import verdict
 from multispec.errors import GenerationError, OutputError, UnsupportedError
 
 COLUMNS = ("", "seconds", "codes/s", "speed ratio", "real-time factor", "target calls", "step compression")
@@ -387,15 +388,5 @@ def _show_comparison(speaking: _Speaking, compared: dict[str, Any]) -> None:
     ]
     screen = console()
     screen.print(table(COLUMNS, rows, "one run each, after the first"))
-    screen.print(_verdict(compared))
-
-
-def _verdict(compared: dict[str, Any]) -> str:
-    if compared["identical_codes"] and compared["identical_samples"]:
-        return "Samples: identical to plain decoding with this seed."
-    if compared["promise"] == "seed":
-        return (
-            "[red]Samples: NOT identical.[/red] In half precision a near-tie may round differently; in "
-            "float32 this breaks the promise of the verifier: run multispec check."
-        )
-    return f"Samples: not identical, nor promised: this verifier's promise is {compared['promise']!r}."
+    same = compared["identical_codes"] and compared["identical_samples"]
+    screen.print(verdict("Samples", same, compared["promise"]))

@@ -16,9 +16,12 @@ from PIL import Image
 
 import multispec as ms
 from recipes import _image_plot as plots
+from recipes import _plot
 from recipes import compare_image_methods as recipe
-from recipes._image_plot import Box, Floor, Labels, Point
-from recipes._image_ways import PLAIN, all_ways
+from recipes._image_plot import Floor, Point
+from recipes._image_ways import all_ways
+from recipes._plot import Box, Labels
+from recipes._ways import PLAIN
 from tests.models import drawing, zoo
 
 # Pictures of 12 x 12 pixels: as large as the window of SSIM at least.
@@ -155,7 +158,7 @@ def test_settings_without_pictures_are_refused(capsys: pytest.CaptureFixture[str
 def test_without_matplotlib_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, and no traceback."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'multispec[plots]'" in plots.missing()
+    assert "pip install 'multispec[plots]'" in _plot.missing()
 
 
 def test_labels_cover_neither_each_other_nor_a_point() -> None:

@@ -17,10 +17,10 @@ from multispec.modalities.speech import Audio
 from recipes import _speech_plot as plots
 from recipes import compare_speech_methods as recipe
 from recipes import generate_speech
-from recipes._image_ways import PLAIN
 from recipes._speech_plot import Point
 from recipes._speech_recogniser import Recogniser, edits, recognised
 from recipes._speech_ways import all_ways
+from recipes._ways import PLAIN
 from tests.models import speaking
 
 ONLY = "prompt lookup 4, jacobi 8, scd_mc 8, LANTERN 0.1, budget 0.05, draft model 4"
