@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +22,10 @@ from transformers import generation
 from multispec.errors import UnsupportedError
 from multispec.history import History, Prefix
 from multispec.sampling import Law, Sampling
-from multispec.stream import Forced, Grammar
+from multispec.stream import Allowed, Forced, Grammar
+
+# Sets of allowed symbols whose masks are kept.
+_MASKS = 64
 
 
 @dataclass(frozen=True)
@@ -136,18 +139,36 @@ class GrammarRule:
     """Keep what the stream's grammar allows after each prefix."""
 
     grammar: Grammar
+    _masks: dict[int, tuple[Allowed, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, scores: Tensor, places: Places) -> Tensor:
         scores = scores.clone()
+        alike: dict[int, tuple[Allowed, list[int]]] = {}
         for row, drafted in enumerate(places.drafted):
             left = self.grammar(Prefix(places.history, drafted))
-            if left is not None:
-                symbols = left.symbol if isinstance(left, Forced) else _index(left.symbols)
-                kept = scores[row, symbols].clone()
-                scores[row] = -torch.inf
+            if isinstance(left, Forced):
                 # A forced symbol is emitted even where the model itself gives it no mass.
-                scores[row, symbols] = torch.zeros_like(kept) if isinstance(left, Forced) else kept
+                scores[row] = -torch.inf
+                scores[row, left.symbol] = 0.0
+            elif left is not None:
+                alike.setdefault(id(left), (left, []))[1].append(row)
+        for left, rows in alike.values():
+            at = slice(None) if len(rows) == len(scores) else rows
+            scores[at] = scores[at].masked_fill(self._banned(left, scores), -torch.inf)
         return scores
+
+    def _banned(self, left: Allowed, scores: Tensor) -> Tensor:
+        """[V]: what is not allowed. A grammar that gives the same object again has it made once."""
+        found = self._masks.get(id(left))
+        if found is not None and found[1].device == scores.device and len(found[1]) == scores.shape[-1]:
+            return found[1]
+        if len(self._masks) >= _MASKS:
+            self._masks.clear()
+        mask = torch.ones(scores.shape[-1], dtype=torch.bool)
+        mask[_index(left.symbols)] = False
+        # The object is kept with its mask, so that no other one gets its id.
+        self._masks[id(left)] = (left, mask.to(scores.device))
+        return self._masks[id(left)][1]
 
 
 def _index(symbols: Sequence[int]) -> slice | list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from einops import rearrange
@@ -167,6 +167,7 @@ class Flattened:
         return torch.cat([torch.tensor(self.header, dtype=torch.long), flat])
 
 
+@lru_cache(maxsize=256)
 def _allowed(offset: int, codes: int, *more: int | None) -> Allowed:
     """A segment and some symbols beside it; a range where they follow each other."""
     beside = [symbol for symbol in more if symbol is not None]

@@ -136,15 +136,27 @@ class Pairs:
         books = (self._book(0), self._book(1))
         return Allowed(tuple(one for one in range(self.vocab_size) if not any(one in book for book in books)))
 
+    @cached_property
+    def _first(self) -> Allowed:
+        return Allowed(self._book(0))
+
+    @cached_property
+    def _second(self) -> Allowed:
+        return Allowed(self._book(1))
+
+    @cached_property
+    def _behind(self) -> Allowed:
+        return Allowed((*self._book(0), self.word_end))
+
     def grammar(self, generated: Sequence[int], /) -> Forced | Allowed | None:
         """A second code behind a first; a first or the word's end behind a second; no codes elsewhere."""
         last = generated[-1] if len(generated) else None
         if last is not None and last in self._book(0):
-            return Allowed(self._book(1))
+            return self._second
         if last == self.code:
-            return Allowed(self._book(0))
+            return self._first
         if last is not None and last in self._book(1):
-            return Allowed((*self._book(0), self.word_end))
+            return self._behind
         return self._between
 
     def coordinates(self, position: int, /) -> tuple[int, int] | None:
