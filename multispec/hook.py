@@ -18,7 +18,7 @@ from transformers.generation import (
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
-from multispec.asking import Methods, check_words
+from multispec.asking import Methods, automatic, check_words
 from multispec.drafters import DraftModel
 from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import guarded
@@ -113,6 +113,7 @@ class Speculative:
         drafter, verifier, policy = self._parts
         if assistant is not None:
             drafter = self._assisted(assistant)
+        policy = automatic(drafter) if policy == "auto" else policy
         ends, stops, length = _split(criteria, target.spec.end_ids)
         seed = self._seed if self._seed is not None else int(torch.randint(2**62, ()))
         copies = config.num_return_sequences or 1

@@ -16,6 +16,7 @@ from multispec.modalities.speech import families as speech_families
 from multispec.modalities.speech import transcribe
 from multispec.modalities.speech.refused import refuse
 from multispec.modalities.text import Text, load_tokenizer
+from multispec.policies.kept_costs import KeptCosts
 from multispec.targets import target_for
 from multispec.targets.loading import load_config, load_model
 
@@ -61,8 +62,27 @@ def load(
         )
     if modality not in (None, *EMBEDDED):
         raise UnknownNameError("modality", modality, EMBEDDED)
+    where = _Where(device, dtype, trust_remote_code)
     if model is None:
-        return _load_named(name_or_path, tokenizer, modality, draft, _Where(device, dtype, trust_remote_code))
+        made = _load_named(name_or_path, tokenizer, modality, draft, where)
+    else:
+        made = _load_object(model, tokenizer, modality, draft, where)
+    held = dtype if model is None else next(model.parameters()).dtype
+    made.methods.costs = KeptCosts(made.target, f"{name_or_path or type(model).__name__} {held or ''}")
+    return made
+
+
+class _Where(NamedTuple):
+    """How a model is read."""
+
+    device: Any
+    dtype: Any
+    trust_remote_code: bool
+
+
+def _load_object(model: Any, tokenizer: Any, modality: str | None, draft: Any, where: _Where) -> Generator:
+    """The generator of a model that the caller has."""
+    device, dtype, trust_remote_code = where
     if modality in _LACKS:
         way, adapter = ("draws", "Images") if modality == "image" else ("speaks", "Speech")
         raise UsageError(
@@ -75,14 +95,6 @@ def load(
     if modality is None and transcribe.hears(model, tokenizer):
         return Generator(target, transcribe.Transcriptions.from_model(model, tokenizer), draft)
     return Generator(target, Text(tokenizer, model) if tokenizer is not None else None, draft)
-
-
-class _Where(NamedTuple):
-    """How a model is read."""
-
-    device: Any
-    dtype: Any
-    trust_remote_code: bool
 
 
 def _load_named(name: Any, tokenizer: Any, modality: str | None, draft: Any, where: _Where) -> Generator:

@@ -69,6 +69,7 @@ _GIVEN = frozenset(
     "row_copy suffix_automaton suffix_decoding token_recycling".split()
 )
 _WINDOWS = frozenset(("sjd", "scd_mc", "sjd_pac"))
+_ITERATING = frozenset(("jacobi", "lookahead", "zipar", *_WINDOWS))
 _BRANCHING = frozenset("cacheback lookahead n_grammys rest sjd_pac suffix_decoding token_recycling".split())
 
 
@@ -590,6 +591,16 @@ def why_not(
     """
     if drafter is None:
         return ""
+    if isinstance(drafter, drafters.Among):
+        found = (why_not(one, verifier, spec, greedy, trees) for one in drafter.drafters)
+        return next((why for why in found if why), "")
+    return pair_trouble(drafter, verifier, greedy) or (
+        _why_no_tree(drafter, verifier, trees) if _branches(drafter, spec) else ""
+    )
+
+
+def pair_trouble(drafter: Drafter, verifier: Verifier, greedy: bool = False) -> str:
+    """The same for any stream: what a rule has to know of the drafter's law."""
     name = drafter.name
     if _given(drafter) and (isinstance(verifier, verifiers.Contrastive) or _asks_how_sure(verifier)):
         return (
@@ -602,7 +613,7 @@ def why_not(
             f"{verifier.name} asks how sure the drafter is, and at temperature 0 it always is: use the rule "
             "cascade_token_v3, or a temperature above 0."
         )
-    return _why_no_tree(drafter, verifier, trees) if _branches(drafter, spec) else ""
+    return ""
 
 
 def _why_no_tree(drafter: Drafter, verifier: Verifier, trees: bool) -> str:
@@ -642,6 +653,15 @@ def refuse(
     why = why_not(drafter, verifier, spec, greedy, trees)
     if why:
         raise UnsupportedError(f"This pair cannot be used: {why}")
+
+
+def iterates(drafter: Drafter) -> bool:
+    """True for drafts that are guessed anew with every pass, and better every time.
+
+    >>> iterates(drafters.Jacobi()), iterates(drafters.PromptLookup())
+    (True, False)
+    """
+    return drafter.name in _ITERATING
 
 
 def _given(drafter: Any) -> bool:

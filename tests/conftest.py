@@ -25,6 +25,21 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
+@pytest.fixture(autouse=True)
+def untimed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No round takes any time, so that what "auto" does never depends on the machine; ``timed`` opts out."""
+    if "timed" not in request.fixturenames:
+        report = import_module("multispec.report")
+        monkeypatch.setattr(report.Clock, "lap", lambda clock, widest: report.NO_PACE)
+        kept_costs = import_module("multispec.policies.kept_costs")
+        monkeypatch.setattr(kept_costs.KeptCosts, "__call__", lambda costs, prompt: None)
+
+
+@pytest.fixture
+def timed() -> None:
+    """Rounds take the time that they take."""
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """As users run it, without the checker of types: it would complain first, and takes most of the time."""

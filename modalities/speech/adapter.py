@@ -118,7 +118,7 @@ class Speech:
     @property
     def drafter(self) -> str:
         """Frames hang on those just before them: a window settles in a few passes, and needs no model."""
-        return "jacobi"
+        return "jacobi:num_draft_tokens=8"
 
     @property
     def neighbours(self) -> Neighbours | None:

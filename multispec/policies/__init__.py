@@ -2,6 +2,7 @@
 
 from multispec.policies.acceptance_aware import AcceptanceAware
 from multispec.policies.ada_edl import AdaEDL
+from multispec.policies.auto import Auto, Candidate
 from multispec.policies.confidence import Confidence
 from multispec.policies.costs import CostTable, measure_costs
 from multispec.policies.draft_and_verify import DraftAndVerify
@@ -22,6 +23,8 @@ __all__ = [
     "UCB",
     "AcceptanceAware",
     "AdaEDL",
+    "Auto",
+    "Candidate",
     "Confidence",
     "CostTable",
     "DraftAndVerify",

@@ -97,16 +97,16 @@ def _measured(
     target: Target, draft: Target | None, prompt: Prompt, rows: int, nodes: int, repeats: int
 ) -> list[float]:
     capacity = len(prompt.ids) + (nodes + 1) * repeats + nodes + 1
-    running = _Running(target.begin([prompt] * rows, [capacity] * rows, max(nodes, 1)), rows)
+    running = Running(target.begin([prompt] * rows, [capacity] * rows, max(nodes, 1)), rows)
     costs = [min(running.round(g) for _ in range(repeats)) for g in range(nodes + 1)]
     if draft is not None:
-        small = _Running(draft.begin([prompt] * rows, [capacity] * rows, 1), rows)
+        small = Running(draft.begin([prompt] * rows, [capacity] * rows, 1), rows)
         step = min(small.round(0) for _ in range(repeats))
         costs = [cost + g * step for g, cost in enumerate(costs)]
     return costs
 
 
-class _Running:
+class Running:
     """Rows that go on with their best symbol, and draft it over and over."""
 
     def __init__(self, session: TargetSession, rows: int) -> None:

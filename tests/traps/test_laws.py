@@ -229,10 +229,14 @@ def test_trap_17_length_from_past_outcomes_keeps_the_law() -> None:
 
 
 def test_trap_17_a_policy_cannot_see_the_draft() -> None:
-    """What a policy is told are counts of past rounds, and what it made of them: never a drawn symbol."""
+    """What a policy is told are counts and times of past rounds, and what it made of them: never a symbol."""
     told = get_type_hints(Past)
     assert told.pop("memory") is object
-    assert set(told.values()) == {int}
+    assert {name for name, kind in told.items() if kind is float} == {"seconds", "draft_seconds"}
+    assert all(
+        name.startswith("last_") or kind is float or name in ("rounds", "rows", "step", "widest")
+        for name, kind in told.items()
+    )
     past = Past(rounds=1, last_nodes=4, last_drafted=4, last_accepted=4)
     assert Heuristic().budget(past, 5) == Heuristic().budget(past, 5)
 
