@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +29,12 @@ _FILE_WIDTH = 200
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile", help="Write a trace of the generation here, for chrome://tracing or ui.perfetto.dev."
+    ),
+]
 Model = Annotated[str, typer.Option("--model", help='A folder, a hub id, or "text" for the embedded model.')]
 Draft = Annotated[str | None, typer.Option("--draft", help="The draft model: a folder or a hub id.")]
 
@@ -71,6 +79,31 @@ def _hush() -> None:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     say(f"Warning: {message}", "yellow")
+
+
+@contextmanager
+def profiled(trace: Path | None) -> Iterator[None]:
+    """Trace what is run: every phase of every round by its name, and the kernels below.
+
+    Raises:
+        UsageError: a file that cannot be written, before anything is run.
+    """
+    if trace is None:
+        yield
+        return
+    if trace.suffix not in (".json", ".gz") or not trace.absolute().parent.is_dir():
+        raise UsageError(
+            f"--profile writes a .json or .json.gz file into a folder that exists: got {str(trace)!r}. "
+            "Name one, as trace.json."
+        )
+    # Its own progress is not for people.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import profile
+
+    with profile() as watched:
+        yield
+    watched.export_chrome_trace(str(trace))
+    say(f"Trace: {trace} (open it in chrome://tracing or ui.perfetto.dev)", "dim")
 
 
 def load(model: str, draft: str | None, **where: Any) -> Any:

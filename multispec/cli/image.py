@@ -16,10 +16,12 @@ from multispec.cli._console import (
     Debug,
     Draft,
     Json,
+    Profile,
     console,
     dtype_of,
     load,
     noticed,
+    profiled,
     running,
     say,
     table,
@@ -68,6 +70,7 @@ def image(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    profile: Profile = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -87,7 +90,8 @@ def image(
             "negative": negative,
         }
         drawing = _Drawing(generator, [asked] * count, settings)
-        drawing.run(live=live, frames=gif is not None)
+        with profiled(profile):
+            drawing.run(live=live, frames=gif is not None)
         written = files.write(drawing)
         compared = _compared(drawing) if compare and drawing.complete else None
         _tell(drawing, written, compared, as_json)

@@ -18,10 +18,12 @@ from multispec.cli._console import (
     Debug,
     Draft,
     Json,
+    Profile,
     console,
     dtype_of,
     load,
     noticed,
+    profiled,
     running,
     say,
     table,
@@ -74,6 +76,7 @@ def speech(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    profile: Profile = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -95,7 +98,8 @@ def speech(
         live = stream or play
         generator.modality = replace(generator.modality, chunk=chunk if live else _WHOLE)
         speaking = _Speaking(generator, words, voice, settings)
-        speaking.run(play=play, tell=stream and not as_json)
+        with profiled(profile):
+            speaking.run(play=play, tell=stream and not as_json)
         written = files.write(speaking.said)
         compared = _compared(speaking) if compare and speaking.said.complete else None
         _tell(speaking, written, compared, as_json, live)

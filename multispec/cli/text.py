@@ -17,10 +17,12 @@ from multispec.cli._console import (
     Json,
     Model,
     Painter,
+    Profile,
     console,
     dtype_of,
     load,
     noticed,
+    profiled,
     running,
     say,
 )
@@ -54,6 +56,7 @@ def text(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    profile: Profile = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -73,7 +76,8 @@ def text(
         words = sys.stdin.read() if prompt == "-" else prompt
         generator = load(model, draft, device=device, dtype=dtype_of(dtype))
         run = _as_json if as_json else _as_text
-        run(generator, words, settings, output, compare)
+        with profiled(profile):
+            run(generator, words, settings, output, compare)
 
 
 def _policy(policy: str, count: int | None) -> Any:
@@ -173,15 +177,4 @@ def _show_comparison(generator: Any, prompt: str, settings: dict[str, Any]) -> N
     found = _compared(generator, settings, timed)
     screen = console()
     screen.print(_timing.as_table(timed, "medians of 3 runs in turn, after a warm-up"))
-    screen.print(*_verdict(found))
-
-
-def _verdict(found: dict[str, Any]) -> tuple[str, ...]:
-    if found["identical"]:
-        return ("Tokens: identical to plain decoding with this seed.",)
-    if found["promise"] == "seed":
-        return (
-            "[red]Tokens: NOT identical.[/red] In half precision a near-tie may round differently;",
-            "in float32 this breaks the promise of the verifier: run multispec check.",
-        )
-    return (f"Tokens: not identical, nor promised: this verifier's promise is {found['promise']!r}.",)
+    screen.print(_timing.verdict("Tokens", found["identical"], found["promise"]))

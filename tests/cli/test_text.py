@@ -73,6 +73,22 @@ def test_compare_does_not_promise_too_much(target: str) -> None:
     assert "nor promised" in result.stdout
 
 
+def test_profile_writes_a_trace_with_the_phases_named(target: str, tmp_path: Path) -> None:
+    """Every round drafts and verifies under these names; the text is the same."""
+    trace = tmp_path / "trace.json"
+    result = run(PROMPT, "--profile", str(trace), model=target)
+    assert result.stdout == f"{expected(target).output}\n" and "Trace:" in result.stderr
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert names.count("multispec: verify") == names.count("multispec: draft") - 1 >= 3
+    assert names.count("multispec: prefill") == 1
+
+
+@pytest.mark.parametrize("trace", ["trace.txt", "no/such/folder/trace.json"])
+def test_profile_that_cannot_be_written(target: str, trace: str) -> None:
+    result = run(PROMPT, "--profile", trace, model=target)
+    assert result.exit_code == 2 and "--profile writes a .json" in result.stderr
+
+
 def test_output_file(target: str, tmp_path: Path) -> None:
     run(PROMPT, "-o", str(tmp_path / "streamed.txt"), model=target)
     run(PROMPT, "--json", "-o", str(tmp_path / "whole.txt"), model=target)
