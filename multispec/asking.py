@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from multispec.drafters import DraftModel, PromptLookup
+from multispec.drafters import Among, DraftModel, PromptLookup
 from multispec.errors import PromptError, UnknownNameError, UsageError
 from multispec.guidance import Guidance
-from multispec.methods import Kind, Lent, find, make, refuse
+from multispec.methods import Kind, Lent, find, iterates, make, pair_trouble, refuse
 from multispec.modality import Modality
 from multispec.neighbours import UsesNeighbours, needed
-from multispec.policies import Confidence, FixedLength, Heuristic
+from multispec.policies import Auto, Candidate, Confidence, CostTable, FixedLength, Heuristic, Off
 from multispec.protocols import Drafter, Policy, Target, Verifier
+from multispec.queue import Limits, Queue
 from multispec.row import Row, RowSettings
 from multispec.sampling import Sampling
 from multispec.settings import FromConfig, criteria_stops, read_config
 from multispec.stream import Prompt
 
 DEFAULT_NEW_TOKENS = 128
+_LONG_WINDOW = 16
 # transformers' words for drafting, which select a drafter here.
 WORDS = frozenset(
     "assistant_model num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold "
@@ -48,6 +50,8 @@ class Asked:
     output_scores: bool = False
     guidance: Any = None
     negative: Any = None
+    batch_size: Any = None
+    max_memory: Any = None
     words: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -65,11 +69,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ready to run; ``strings`` are each row's stop strings, ``single`` says it was one prompt."""
+    """Rows ready to run, in their ``queue``.
+
+    ``strings`` are each row's stop strings, ``single`` says it was one prompt.
+    """
 
     rows: list[Row]
     strings: list[tuple[str, ...]]
     single: bool
+    queue: Queue
 
 
 def check_words(words: Mapping[str, Any]) -> None:
@@ -98,6 +106,9 @@ class Methods:
         self._settled: str | None = None
         self._model: DraftModel | None = None
         self._made: dict[str, Drafter] = {}
+        self._among: Among | None = None
+        # What says what passes of the target cost; measured on the first prompt that "auto" is asked for.
+        self.costs: Callable[[Prompt], CostTable | None] | None = None
 
     def settle(self, method: str) -> None:
         """From now on "auto" is this method, with a draft model or without.
@@ -150,22 +161,64 @@ class Methods:
         chosen: Verifier = _fitting("verifier", _named("verifier", verifier), "verify")
         return chosen
 
-    def policy(self, policy: Any) -> Policy:
-        """The policy of that name; "auto" is the drafter's own length.
+    def policy(self, policy: Any, drafter: Drafter | None = None, prompt: Prompt | None = None) -> Policy:
+        """The policy of that name, "auto" for this drafter; None is the drafter's own length.
 
         Raises:
             UnknownNameError: no such policy.
         """
-        named = FixedLength() if policy in (None, "auto") else _named("policy", policy)
-        chosen: Policy = _fitting("policy", named, "budget")
+        if policy == "auto":
+            known = self.costs(prompt) if self.costs and drafter is not None and prompt is not None else None
+            return automatic(drafter, known)
+        chosen: Policy = _fitting(
+            "policy", FixedLength() if policy is None else _named("policy", policy), "budget"
+        )
         return chosen
+
+    def pair(
+        self, drafter: Any, policy: Any, verifier: Verifier, prompt: Prompt | None = None
+    ) -> tuple[Drafter | None, Policy]:
+        """Drafter and policy; where both are "auto", the policy chooses among all that is there."""
+        chosen = self.drafter(drafter)
+        if drafter == "auto" and policy == "auto" and self._settled is None and chosen is not None:
+            chosen = self._several(chosen, verifier)
+        return chosen, self.policy(policy, chosen, prompt)
+
+    def _several(self, first: Drafter, verifier: Verifier) -> Drafter:
+        """A draft model together with what needs none, unless the rule makes no sense for that."""
+        other = self.drafter(self._alone)
+        if other is None or other is first or pair_trouble(other, verifier):
+            return first
+        if self._among is None:
+            self._among = Among((first, other))
+        return self._among
 
     def parts(
         self, drafter: Any, verifier: Any, policy: Any, words: Mapping[str, Any]
-    ) -> tuple[Drafter | None, Verifier, Policy]:
-        """What these names, objects and transformers' words stand for."""
+    ) -> tuple[Drafter | None, Verifier, Any]:
+        """What these names, objects and transformers' words stand for; "auto" is left for ``policy``."""
         drafter, policy, _ = translate(words, drafter, policy, None)
-        return self.drafter(drafter), self.verifier(verifier), self.policy(policy)
+        if policy != "auto":
+            policy = self.policy(policy)
+        return self.drafter(drafter), self.verifier(verifier), policy
+
+
+def automatic(drafter: Drafter | None, costs: CostTable | None = None) -> Policy:
+    """``Auto`` for this drafter, or for those that it is made of."""
+    members = drafter.drafters if isinstance(drafter, Among) else () if drafter is None else (drafter,)
+    if not members:
+        return Off()
+    candidates = [one for n, member in enumerate(members) for one in _candidates(n, member)]
+    return Auto(candidates=candidates, costs=costs)
+
+
+def _candidates(number: int, drafter: Drafter) -> list[Candidate]:
+    """A drafter as it is; one that iterates over a long window, at its own length and at a quarter of it."""
+    own, name = drafter.num_draft_tokens, drafter.name
+    if not iterates(drafter):
+        return [Candidate(name, number, own)]
+    sizes = (own, own // 4) if own >= _LONG_WINDOW else (own,)
+    return [Candidate(f"{name} {size}", number, size, elastic=False) for size in sizes]
 
 
 def _fitting(kind: str, method: Any, needed: str) -> Any:
@@ -217,11 +270,13 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     Raises:
         UsageError: a setting or a prompt that cannot be right.
     """
+    limits = Limits.of(asked.batch_size, asked.max_memory)
     drafter, policy, stop = translate(asked.words, asked.drafter, asked.policy, asked.stop)
     prompts, single = _prompts(prompt, target, modality)
     count = len(prompts)
-    drafters = [methods.drafter(one) for one in _per_row(drafter, count, "drafter")]
-    policies = [methods.policy(one) for one in _per_row(policy, count, "policy")]
+    verifier = _informed(methods.verifier(asked.verifier), modality, target.spec.vocab_size)
+    asked_pairs = zip(_per_row(drafter, count, "drafter"), _per_row(policy, count, "policy"), strict=True)
+    pairs = [methods.pair(*one, verifier, prompts[0]) for one in asked_pairs]
     samplings = _per_row(asked.sampling, count, "sampling")
     lengths = _per_row(asked.max_new_tokens, count, "max_new_tokens")
     config = None if asked.generation_config is None else read_config(asked.generation_config)
@@ -229,13 +284,9 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     guidances, negatives = _per_row(guidance, count, "guidance"), _per_row(asked.negative, count, "negative")
     prompts = [_guided(prompts[n], guidances[n], negatives[n], target, modality) for n in range(count)]
     strings = [texts + (config.stop if config else ()) for texts in _stops(stop, count)]
-    verifier = _informed(methods.verifier(asked.verifier), modality, target.spec.vocab_size)
     maker = _RowMaker(target, modality, verifier, asked, config)
-    rows = [
-        maker.make(n, prompts[n], samplings[n], lengths[n], strings[n], drafters[n], policies[n])
-        for n in range(count)
-    ]
-    return Batch(rows, strings, single)
+    rows = [maker.make(n, prompts[n], samplings[n], lengths[n], strings[n], *pairs[n]) for n in range(count)]
+    return Batch(rows, strings, single, Queue(target, rows, limits))
 
 
 def _informed(verifier: Verifier, modality: Modality, vocab_size: int) -> Verifier:

@@ -2,7 +2,9 @@
 
 A row's committed symbols fill positions 0 .. length - 1. A round writes its nodes behind them; a
 rollback only moves ``lengths``, and a tree path is gathered to be contiguous. Nothing grows while
-generating, and a sliding window is a mask, so what a rollback needs is always there.
+generating, and a sliding window is a mask, so what a rollback needs is always there. The rows are the
+first of the places that are allocated: where one leaves, the last one moves in, and a new one comes
+behind.
 """
 
 from __future__ import annotations
@@ -77,8 +79,47 @@ class RaggedLayer(CacheLayerMixin):
     def hold(self, keys: Tensor, values: Tensor) -> None:
         """Keep entries in this memory from now on."""
         self.dtype, self.device = keys.dtype, keys.device
+        self._places = (keys, values)
         self.keys, self.values = keys, values
         self.is_initialized = True
+
+    @property
+    def entry_bytes(self) -> int:
+        """What one entry of one row takes; 0 before the first pass."""
+        if not self.is_initialized:
+            return 0
+        return sum(x.element_size() * x.shape[1] * x.shape[-1] for x in self._places)
+
+    @property
+    def places(self) -> int:
+        """Rows that there is memory for; 0 before the first pass."""
+        return len(self._places[0]) if self.is_initialized else 0
+
+    def show(self, rows: int) -> None:
+        """Let the first so many places be the rows."""
+        if self.is_initialized:
+            keys, values = self._places
+            self.keys = keys[:rows]  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.values = values[:rows]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def resize(self, rows: int, places: int, capacity: int) -> None:
+        """So many places of this capacity, which hold what the first ``rows`` held."""
+        if not self.is_initialized:
+            return
+        name = f"the key/value cache of layer {self.index}"
+        grown: list[Tensor] = []
+        for old in self._places:
+            new = allocate((places, old.shape[1], capacity, old.shape[-1]), old, name)
+            kept = min(capacity, old.shape[2])
+            new[:rows, :, :kept] = old[:rows, :, :kept]
+            grown.append(new)
+        self.hold(grown[0], grown[1])
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Put the first ``length`` entries of one place into another."""
+        if self.is_initialized:
+            for states in self._places:
+                states[target, :, :length] = states[source, :, :length]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -118,8 +159,7 @@ class RaggedLayer(CacheLayerMixin):
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         if self.is_initialized:
-            self.keys = self.keys[rows]  # pyright: ignore[reportIncompatibleVariableOverride]
-            self.values = self.values[rows]  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.hold(self.keys[rows], self.values[rows])
 
 
 class RaggedCache(Cache):
@@ -143,14 +183,55 @@ class RaggedCache(Cache):
         """Forget everything behind the first ``length`` entries of a row."""
         self.ledger.lengths[row] = min(length, self.ledger.lengths[row])
 
-    def alone(self, row: int) -> RaggedCache:
-        """One row as a batch of its own, in the same memory."""
-        twin = RaggedCache(len(self.ragged), 1, self.ledger.capacity)
-        twin.ledger.lengths = [self.ledger.lengths[row]]
+    def alone(self, row: int, count: int = 1) -> RaggedCache:
+        """One row (or ``count`` neighbours) as a batch of its own, in the same memory."""
+        twin = RaggedCache(len(self.ragged), count, self.ledger.capacity)
+        twin.ledger.lengths = self.ledger.lengths[row : row + count]
         for mine, other in zip(self.ragged, twin.ragged, strict=True):
             if mine.is_initialized:
-                other.hold(mine.keys[row : row + 1], mine.values[row : row + 1])
+                other.hold(mine.keys[row : row + count], mine.values[row : row + count])
         return twin
+
+    def add(self, rows: int, capacity: int) -> RaggedCache:
+        """So many empty rows behind the others: they as a batch of their own, in the same memory.
+
+        All rows together need no more than ``capacity`` entries each. Memory is allocated anew only where
+        there are too few places, or too small ones; then it is as much as is needed now.
+        """
+        ledger, held = self.ledger, len(self.ledger.lengths)
+        small = any(0 < layer.places < held + rows for layer in self.ragged)
+        if small or capacity > ledger.capacity:
+            ledger.capacity = capacity
+            for layer in self.ragged:
+                layer.resize(held, held + rows, capacity)
+        ledger.lengths = [*ledger.lengths, *[0] * rows]
+        for layer in self.ragged:
+            layer.show(held + rows)
+        return self.alone(held, rows)
+
+    def drop(self, rows: Sequence[int]) -> list[int]:
+        """Take rows out, the last ones moving in where they were; the old rows in their new order."""
+        ledger, order = self.ledger, list(range(len(self.ledger.lengths)))
+        for row in sorted(rows, reverse=True):
+            last = len(order) - 1
+            if row < last:
+                for layer in self.ragged:
+                    layer.move(last, row, ledger.lengths[last])
+                ledger.lengths[row], order[row] = ledger.lengths[last], order[last]
+            order, ledger.lengths = order[:last], ledger.lengths[:last]
+        for layer in self.ragged:
+            layer.show(len(order))
+        return order
+
+    @property
+    def entry_bytes(self) -> int:
+        """What one entry of one row takes in all layers; 0 before the first pass."""
+        return sum(layer.entry_bytes for layer in self.ragged)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all places, taken or free."""
+        return sum(layer.entry_bytes * layer.places for layer in self.ragged) * self.ledger.capacity
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows of the batch, in this order."""

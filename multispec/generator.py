@@ -15,6 +15,7 @@ from multispec.loop import rounds
 from multispec.modality import IdsOnly, Modality
 from multispec.processing import LogitsProcessor
 from multispec.protocols import Target
+from multispec.queue import Queue
 from multispec.report import Clock
 from multispec.row import Row
 from multispec.sampling import Sampling
@@ -58,6 +59,8 @@ class Generator:
         output_scores: bool = False,
         guidance: Any = None,
         negative: Any = None,
+        batch_size: int | None = None,
+        max_memory: int | str | None = None,
         **words: Any,
     ) -> Any:
         """Generate from one prompt (a Generation) or a list of prompts (a list of them, made together).
@@ -69,6 +72,11 @@ class Generator:
         (``assistant_model``, ``num_assistant_tokens``, ``prompt_lookup_num_tokens``, ``stop_strings`` ...)
         are understood. ``sampling`` defaults to that of the modality, ``max_new_tokens`` to the length of the
         stream where that is fixed, else to 128. Ctrl-C returns what was generated.
+
+        ``batch_size`` is how many prompts run at once, all of them unless told: the others wait, and come in
+        between rounds as prompts are done. ``max_memory``, in bytes or as "2GiB", bounds the caches of target
+        and draft model, not weights and passing results; as many prompts run at once as fit into it. Neither
+        changes any output.
 
         Raises:
             UsageError: a setting that cannot be right, before anything is computed.
@@ -90,6 +98,8 @@ class Generator:
             output_scores=output_scores,
             guidance=guidance,
             negative=negative,
+            batch_size=batch_size,
+            max_memory=max_memory,
             words=words,
         )
         batch = batch_of(self.target, self.modality, self.methods, prompt, asked)
@@ -145,7 +155,7 @@ class Generator:
                 yield step._replace(delta=delta)
 
     def _guarded(self, batch: Batch, clock: Clock) -> Iterator[list[Step]]:
-        return guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock))
+        return guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock), batch.queue)
 
     def _results(self, batch: Batch, clock: Clock) -> list[Generation]:
         for row in batch.rows:
@@ -194,7 +204,11 @@ class Stream:
 
 
 def guarded(
-    target: Target, rows: Sequence[Row], clock: Clock, results: Callable[[], list[Generation]]
+    target: Target,
+    rows: Sequence[Row],
+    clock: Clock,
+    results: Callable[[], list[Generation]],
+    queue: Queue | None = None,
 ) -> Iterator[list[Step]]:
     """The loop; Ctrl-C ends it quietly, and any error carries what was made.
 
@@ -202,17 +216,17 @@ def guarded(
         GenerationError: something broke half-way.
     """
     try:
-        yield from rounds(target, rows, clock)
+        yield from rounds(target, rows, clock, queue)
     except KeyboardInterrupt:
         for row in rows:
             row.finish_reason = row.finish_reason or "interrupted"
     except GenerationError as error:
         error.partial = results()
         raise
-    except MultispecError:
-        raise
     except Exception as error:
         made = max(row.history.position for row in rows)
+        if isinstance(error, MultispecError) and not any(row.finish_reason for row in rows):
+            raise  # nothing is lost
         wrapped = GenerationError(
             f"Generation broke after {made} symbols: {type(error).__name__}: {error}. "
             "What was made is in error.partial."

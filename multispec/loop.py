@@ -13,34 +13,62 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from multispec.branches import begin
 from multispec.errors import DraftError, DrafterWarning, MultispecError, OutOfMemoryError
 from multispec.frames import whole_steps
-from multispec.protocols import MAX_NODES, Context, Drafter, DraftSession, Request, Target, TargetSession
-from multispec.report import Clock
+from multispec.protocols import Context, Drafter, DraftSession, JoinableDrafts, Request, Target, TargetSession
+from multispec.queue import Queue, capacity_of
+from multispec.report import NO_PACE, Clock, Pace
 from multispec.row import Outcome, Row
 from multispec.stream import Draft, Step
 
 
-def rounds(target: Target, rows: Sequence[Row], clock: Clock) -> Iterator[list[Step]]:
-    """Generate: yields the symbols that each round commits. Rows end up in ``rows`` themselves."""
-    with clock.measure("total"), torch.inference_mode():
-        session, scores, drafting = _open(target, rows, clock)
-    live, drafts = list(rows), {row.number: Draft.empty() for row in rows}
-    while True:
+def rounds(
+    target: Target, rows: Sequence[Row], clock: Clock, queue: Queue | None = None
+) -> Iterator[list[Step]]:
+    """Generate: yields the symbols that each round commits. Rows end up in ``rows`` themselves.
+
+    All run at once, or as the ``queue`` that they wait in lets them: a turn is a round of all rows that run,
+    or the prompts of rows that come in.
+    """
+    queue, drafting = queue or Queue(target, rows), Drafting(target)
+    live: list[Row] = []
+    pace = NO_PACE
+    while live or queue.waiting:
         with clock.measure("total"), torch.inference_mode():
-            outcomes = verify(live, drafts, scores)
-            commit(session, drafting, live, drafts, outcomes, scores)
-            steps = [step for row in live for step in row.steps(len(outcomes[row.number].emitted))]
-            live = retire(session, drafting, live, clock)
+            new, scores = admit(queue, drafting, live, clock)
+            if new:
+                live, drafts = [*live, *new], {row.number: Draft.empty() for row in new}
+            else:
+                with clock.measure("draft"):
+                    drafts = drafting.propose(live, pace)
+                with clock.measure("verify"):
+                    scores = score(queue.session, live, drafts)
+            turn = new or live
+            outcomes = verify(turn, drafts, scores)
+            commit(queue.session, drafting, turn, drafts, outcomes, scores)
+            steps = [step for row in turn for step in row.steps(len(outcomes[row.number].emitted))]
+            live = retire(queue.session, drafting, live)
+        lap = clock.lap(max(map(len, drafts.values())))
+        pace = pace if new else lap
+        for row in turn:
+            row.close(clock)
         yield steps
-        if not live:
-            return
-        with clock.measure("total"), torch.inference_mode():
-            with clock.measure("draft"):
-                drafts = drafting.propose(live)
-            with clock.measure("verify"):
-                scores = score(session, live, drafts)
+
+
+def admit(
+    queue: Queue, drafting: Drafting, live: Sequence[Row], clock: Clock
+) -> tuple[list[Row], dict[int, Tensor]]:
+    """Let in the rows that have room: they, and what follows their prompts."""
+    rows = queue.next(live)
+    if not rows:
+        return [], {}
+    with clock.measure("prefill"), memory_for(lambda: f"the prompts of {len(rows)} rows"):
+        scores = queue.admit(rows, live, clock)
+    if not scores:
+        return [], {}
+    with clock.measure("draft"):
+        drafting.join(rows, queue.session)
+    return rows, scores
 
 
 def score(session: TargetSession, live: Sequence[Row], drafts: Mapping[int, Draft]) -> dict[int, Tensor]:
@@ -76,30 +104,14 @@ def commit(
     drafting.observe(live, drafts, outcomes, scores)
 
 
-def retire(session: TargetSession, drafting: Drafting, live: Sequence[Row], clock: Clock) -> list[Row]:
-    """Rows that go on; the others leave the batch with their time on the clock."""
+def retire(session: TargetSession, drafting: Drafting, live: Sequence[Row]) -> list[Row]:
+    """Rows that go on; the others leave the batch."""
     done = [row for row in live if row.finish_reason is not None]
-    if not done:
-        return list(live)
-    session.drop([row.number for row in done])
-    drafting.end(done)
-    for row in done:
-        row.report.clock = clock.snapshot()
+    if done:
+        # Drafters first: they may ask the session where a row is.
+        drafting.end(done)
+        session.drop([row.number for row in done])
     return [row for row in live if row.finish_reason is None]
-
-
-def _open(
-    target: Target, rows: Sequence[Row], clock: Clock
-) -> tuple[TargetSession, dict[int, Tensor], Drafting]:
-    capacity = [len(row.history) + row.settings.max_new_tokens for row in rows]
-    with clock.measure("prefill"), memory_for(lambda: f"the prompts of {len(rows)} rows"):
-        session = begin(target, [row.settings.prompt for row in rows], capacity, MAX_NODES)
-        logits = session.prefill().logits
-    with clock.measure("draft"):
-        drafting = Drafting(target, rows, session)
-    for row in rows:
-        row.report.target_calls += 1
-    return session, {row.number: logits[place] for place, row in enumerate(rows)}, drafting
 
 
 class memory_for:  # noqa: N801
@@ -136,9 +148,16 @@ class Drafting:
     says so, and the report counts it.
     """
 
-    def __init__(self, target: Target, rows: Sequence[Row], session: TargetSession | None = None) -> None:
-        self._target, self._session = target, session
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._session: TargetSession | None = None
         self._sessions: list[tuple[DraftSession, set[int]]] = []
+        # By drafter: sessions that may take in rows that join.
+        self._open: dict[int, JoinableDrafts] = {}
+
+    def join(self, rows: Sequence[Row], session: TargetSession) -> None:
+        """Begin to draft for new rows of a session of the target."""
+        self._session = session
         groups: dict[int, tuple[Drafter, list[Row]]] = {}
         for row in rows:
             drafter = row.settings.drafter
@@ -150,7 +169,7 @@ class Drafting:
     def _begin(self, drafter: Drafter, members: Sequence[Row]) -> None:
         context = Context(
             prompts={row.number: replace(row.settings.prompt, encoded=None) for row in members},
-            capacity={row.number: len(row.history) + row.settings.max_new_tokens for row in members},
+            capacity={row.number: capacity_of(row) for row in members},
             vocab_size=self._target.spec.vocab_size,
             device=self._target.device,
             specs={row.number: row.spec for row in members},
@@ -159,20 +178,39 @@ class Drafting:
             session=self._session,
         )
         try:
-            session = drafter.begin(context)
+            session, calls = self._opened(drafter, context)
         except MultispecError:
             raise  # a pair that cannot work is the user's to know at once
         except Exception as error:
+            self._open.pop(id(drafter), None)
             self._set_aside(members, error)
             return
-        self._sessions.append((session, {row.number for row in members}))
+        numbers = {row.number for row in members}
+        shared = [others for other, others in self._sessions if other is session]
+        if shared:
+            shared[0].update(numbers)
+        else:
+            self._sessions.append((session, numbers))
         for row in members:
-            row.report.draft_calls += session.calls
+            row.report.draft_calls += session.calls - calls
 
-    def propose(self, live: Sequence[Row]) -> dict[int, Draft]:
+    def _opened(self, drafter: Drafter, context: Context) -> tuple[DraftSession, int]:
+        """The session that is under way, where it takes these rows in, else another; its calls before."""
+        known = self._open.get(id(drafter))
+        if known is not None:
+            calls = known.calls
+            if known.join(context):
+                return known, calls
+        session = drafter.begin(context)
+        if isinstance(session, JoinableDrafts):
+            self._open[id(drafter)] = session
+        return session, 0
+
+    def propose(self, live: Sequence[Row], pace: Pace) -> dict[int, Draft]:
         """A checked draft for every row; empty where there is nothing to draft."""
         drafts = {row.number: Draft.empty() for row in live}
-        asked = {row.number: request for row in live if (request := row.request(len(live))) is not None}
+        requests_ = ((row.number, row.request(len(live), pace)) for row in live)
+        asked = {number: request for number, request in requests_ if request is not None}
         by_number = {row.number: row for row in live}
         for session, members in self._sessions:
             requests = [request for number, request in asked.items() if number in members]
@@ -222,10 +260,11 @@ class Drafting:
         for row in rows:
             row.give_up_drafting(why)
         numbers = {row.number for row in rows}
+        broken = [id(session) for session, members in self._sessions if members & numbers]
+        self._open = {key: session for key, session in self._open.items() if id(session) not in broken}
         for _, members in self._sessions:
             members -= numbers
-        # A session that nobody uses any more gives its cache back.
-        self._sessions = [(session, members) for session, members in self._sessions if members]
+        self._close()
         message = f"The drafter failed and was set aside; the output is not affected. {why}"
         warnings.warn(message, DrafterWarning, stacklevel=2)
 
@@ -257,3 +296,8 @@ class Drafting:
                     session.end(sorted(gone))
                 except Exception as error:
                     self._set_aside([row for row in rows if row.number in gone], error)
+        self._close()
+
+    def _close(self) -> None:
+        # A session that nobody uses any more gives its cache back.
+        self._sessions = [(session, members) for session, members in self._sessions if members]

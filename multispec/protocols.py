@@ -95,6 +95,32 @@ class TargetSession(Protocol):
         ...
 
 
+@runtime_checkable
+class Joinable(Protocol):
+    """A ``TargetSession`` that takes new rows in between rounds, while others are under way.
+
+    The loop runs the rows of a session without it to their end before it begins another session.
+    """
+
+    def join(
+        self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int], /
+    ) -> Scores | None:
+        """Run the prompts of new rows, under numbers that are free: one row of logits each.
+
+        None where these prompts need a session of another kind; nothing has changed then.
+        """
+        ...
+
+
+@runtime_checkable
+class CacheBytes(Protocol):
+    """A target, or a drafter with a model of its own, that knows what a row takes in its caches."""
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to ``capacity`` symbols, with room for drafts of ``MAX_NODES``."""
+        ...
+
+
 def walk(
     session: TargetSession, row: int, tokens: Sequence[int], choose: Callable[[Tensor], int | None]
 ) -> int:
@@ -149,7 +175,8 @@ class Budget(NamedTuple):
     the ``depths`` named (all, where none is). Behind always means that the symbol itself is verified.
 
     ``drafter`` is the number of the one to ask where there are several. ``memory`` is what the policy wants
-    to find in the past of the next round; nobody else looks at it.
+    to find in the past of the next round; nobody else looks at it. ``note`` says why this was chosen, where
+    the report is to tell.
     """
 
     nodes: int
@@ -160,6 +187,7 @@ class Budget(NamedTuple):
     depths: tuple[int, ...] = ()
     drafter: int = 0
     memory: object = None
+    note: str = ""
 
 
 class Request(NamedTuple):
@@ -225,6 +253,15 @@ class DraftSession(Protocol):
 
 
 @runtime_checkable
+class JoinableDrafts(DraftSession, Protocol):
+    """A ``DraftSession`` that takes in rows that join the batch; others are begun anew for such rows."""
+
+    def join(self, context: Context, /) -> bool:
+        """Take in the rows of ``context``; False where they need a session of their own."""
+        ...
+
+
+@runtime_checkable
 class Drafter(Protocol):
     """A way of drafting: a frozen dataclass that opens sessions."""
 
@@ -272,8 +309,10 @@ class Past(NamedTuple):
 
     Of the last round: the nodes asked for, how many were drafted and accepted, how deep the draft went and
     how deep it was accepted (``last_depth`` and ``last_kept``, in steps). ``rows`` are those that the next
-    pass will run. ``memory`` is what the policy put into its last budget, None at first: made of earlier
-    pasts alone.
+    pass will run, ``step`` the symbols of a step (K parallel slots, else 1). The last round took the whole
+    batch ``seconds``, ``draft_seconds`` of them for drafts, the largest of ``widest`` nodes; 0 where nobody
+    measured. ``memory`` is what the policy put into its last budget, None at first: made of earlier pasts
+    alone.
     """
 
     rounds: int = 0
@@ -284,6 +323,10 @@ class Past(NamedTuple):
     last_kept: int = 0
     rows: int = 1
     memory: object = None
+    step: int = 1
+    seconds: float = 0.0
+    draft_seconds: float = 0.0
+    widest: int = 0
 
 
 @runtime_checkable

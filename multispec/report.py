@@ -19,7 +19,10 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from torch.autograd import _profiler_enabled as profiling  # type: ignore[attr-defined]
+from torch.profiler import record_function
 
 Phase = Literal["prefill", "draft", "verify", "overhead"]
 
@@ -30,13 +33,31 @@ class Timer:
     def __init__(self, clock: Clock, phase: str) -> None:
         self._clock, self._phase = clock, phase
         self._start = 0.0
+        self._named: record_function | None = None
 
     def __enter__(self) -> None:
+        # A profiler that is watching finds the phases of a round by these names.
+        self._named = record_function(f"multispec: {self._phase}") if profiling() else None
+        if self._named is not None:
+            self._named.__enter__()
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
         spent = getattr(self._clock, self._phase) + time.perf_counter() - self._start
         setattr(self._clock, self._phase, spent)
+        if self._named is not None:
+            self._named.__exit__(None, None, None)
+
+
+class Pace(NamedTuple):
+    """What the last round of a batch took: all ``seconds``, those for drafts, nodes of the widest draft."""
+
+    seconds: float = 0.0
+    draft_seconds: float = 0.0
+    widest: int = 0
+
+
+NO_PACE = Pace()
 
 
 @dataclass
@@ -47,6 +68,7 @@ class Clock:
     draft: float = 0.0
     verify: float = 0.0
     total: float = 0.0
+    _lap: tuple[float, float] = field(default=(0.0, 0.0), init=False, repr=False)
 
     @property
     def overhead(self) -> float:
@@ -57,9 +79,24 @@ class Clock:
         """``with clock.measure(phase):`` adds the time the block takes to ``phase``."""
         return Timer(self, phase)
 
+    def lap(self, widest: int) -> Pace:
+        """The time since the last call, prompts left out; ``widest`` is the largest draft of that round."""
+        rounds, drafts = self.total - self.prefill, self.draft
+        before, self._lap = self._lap, (rounds, drafts)
+        return Pace(rounds - before[0], drafts - before[1], widest)
+
     def snapshot(self) -> Clock:
         """A copy that no longer runs."""
         return Clock(self.prefill, self.draft, self.verify, self.total)
+
+    def since(self, start: Clock) -> Clock:
+        """The time that went by since ``start`` was taken."""
+        return Clock(
+            self.prefill - start.prefill,
+            self.draft - start.draft,
+            self.verify - start.verify,
+            self.total - start.total,
+        )
 
     def to_dict(self) -> dict[str, float]:
         """Seconds by phase: prefill, draft, verify, overhead, total."""
@@ -71,8 +108,10 @@ class Clock:
 class Report:
     """What one row cost and gained; prints as a table.
 
-    ``seconds`` of a row in a batch are those of the whole batch while the row was in it. ``step`` are the
-    symbols that a plain call emits: K for parallel slots, else 1.
+    ``seconds`` of a row in a batch are those of the whole batch while the row was in it; before that it
+    ``waited`` so many seconds for its place. ``step`` are the
+    symbols that a plain call emits: K for parallel slots, else 1. ``why`` tells what ``policy="auto"`` chose
+    when, and what it expected of the other ways.
     """
 
     new_tokens: int = 0
@@ -89,7 +128,9 @@ class Report:
     accepted_at: list[int] = field(default_factory=list)
     histogram: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    why: list[str] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    waited: float = 0.0
 
     @property
     def acceptance_rate(self) -> float:
@@ -165,7 +206,9 @@ class Report:
             "variation_spent": self.variation_spent,
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.clock.to_dict(),
+            "waited": self.waited,
             "notes": list(self.notes),
+            "why": list(self.why),
         }
 
     def __str__(self) -> str:
@@ -181,7 +224,9 @@ class Report:
             ("total variation spent", f"{self.variation_spent:.4g}"),
             ("tokens per second", f"{self.tokens_per_second:.1f}"),
             *((f"seconds, {name}", f"{value:.3f}") for name, value in seconds.items()),
+            *([("seconds, waited", f"{self.waited:.3f}")] if self.waited else []),
             *(("note", note) for note in self.notes),
+            *(("why", choice) for choice in self.why),
         ]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -14,7 +14,7 @@ from multispec.frames import Frames
 from multispec.history import History, Prefix
 from multispec.processing import LogitsProcessor, Pipeline, Places
 from multispec.protocols import MAX_NODES, Budget, Drafter, Past, Policy, Request, Standing, Verifier
-from multispec.report import Clock, Report
+from multispec.report import NO_PACE, Clock, Pace, Report
 from multispec.sampling import CounterNoise, Law, Noise, Sampling
 from multispec.stream import (
     Draft,
@@ -77,6 +77,8 @@ class Row:
     spec: StreamSpec
     report: Report = field(default_factory=Report)
     finish_reason: str | None = None
+    # The clock of the batch when this row came in; None while it waits.
+    entered: Clock | None = None
 
     def __post_init__(self) -> None:
         asked = self.settings
@@ -103,6 +105,7 @@ class Row:
         self.from_draft: list[bool] = []
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._drafting = asked.drafter is not None
+        self._closed = False
 
     def _frames(self) -> Frames:
         prompt, ends = self.history.ids, self.settings.end_ids
@@ -123,14 +126,16 @@ class Row:
         """What the next pass begins with: the last symbol, of parallel slots the last step."""
         return self.history.ids[-self.step :]
 
-    def request(self, rows: int = 1) -> Request | None:
+    def request(self, rows: int = 1, pace: Pace = NO_PACE) -> Request | None:
         """What to ask of the drafter in a round of so many rows; None for a plain step."""
         drafter = self.settings.drafter
         if drafter is None or not self._drafting:
             self.budget = Budget(nodes=0)
             return None
-        past = self.past if rows == 1 else self.past._replace(rows=rows)
+        past = self.past._replace(rows=rows, step=self.step, **pace._asdict())
         wanted = self.settings.policy.budget(past, drafter.num_draft_tokens)
+        if wanted.note:
+            self.report.why.append(f"round {self.report.rounds}: {wanted.note}")
         if self.frames is not None:
             nodes = self.frames.nodes(wanted.nodes, self.remaining, MAX_NODES)
         else:
@@ -321,10 +326,22 @@ class Row:
         pairs = enumerate(zip(tokens, flags, strict=True), start)
         return [Step(token, flag, None, self.number, position) for position, (token, flag) in pairs]
 
+    def close(self, clock: Clock) -> None:
+        """Stop the time of a row that is done."""
+        if self.finish_reason is not None:
+            self._time(clock)
+            self._closed = True
+
+    def _time(self, clock: Clock) -> None:
+        if self.entered is None:
+            self.report.waited = clock.total
+        else:
+            self.report.clock = clock.since(self.entered)
+
     def result(self, clock: Clock, decode: Callable[[Row], Any]) -> Generation:
         """Everything this row has produced so far."""
-        if self.report.clock.total == 0:
-            self.report.clock = clock.snapshot()
+        if not self._closed:
+            self._time(clock)
         tokens = torch.tensor(self.history.generated, dtype=torch.long)
         slots = len(self.spec.slots)
         kept = self._kept

@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from multispec.branches import begin
+from multispec.branches import begin, join
 from multispec.drafters.fitting import fit as fit
 from multispec.drafters.fitting import go_back, shown
 from multispec.drafters.stopping import Stopping
 from multispec.drafters.structured import grows_trees
 from multispec.errors import IncompatibleModelsError, UnsupportedError, UsageError
 from multispec.processing import Places
-from multispec.protocols import Context, DraftSession, Request, Target, TargetSession
+from multispec.protocols import MAX_NODES, CacheBytes, Context, DraftSession, Request, Target, TargetSession
 from multispec.sampling import Law, Purpose
-from multispec.stream import Draft, Observation
+from multispec.stream import Draft, Observation, Prompt
 from multispec.structures import Structure, structure_of
 from multispec.targets import target_for
 from multispec.targets.loading import load_model
@@ -28,6 +28,8 @@ from multispec.targets.loading import load_model
 # Families pad one tokenizer's vocabulary to different multiples; more than that is another
 # tokenizer.
 _PADDING = 512
+# Symbols that are run at once at least, where the draft has fallen behind.
+_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ class DraftModel:
             return grows_trees(self.name, self._target, context, grown, guidance=self.guidance)
         return DraftModelSession(self._target, context, self.num_draft_tokens, self.guidance)
 
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes of the draft model's cache for a row that may grow to so many symbols.
+
+        Raises:
+            UsageError: a draft model that does not know.
+        """
+        if not isinstance(self._target, CacheBytes):
+            raise UsageError(
+                f"max_memory counts the draft model's cache too, and {type(self._target).__name__} has no "
+                "method cache_bytes. Limit the rows with batch_size."
+            )
+        # A tree may need room behind what a chain needs.
+        return self._target.cache_bytes(prompt, capacity + MAX_NODES)
+
     def _refuse_steps(self, context: Context) -> None:
         widest = max([self._target.spec.step, *(spec.step for spec in context.specs.values())])
         if widest > 1:
@@ -116,18 +132,33 @@ class DraftModelSession:
     """The draft model over the rows of a batch."""
 
     def __init__(self, target: Target, context: Context, nodes: int, guidance: bool = True) -> None:
-        self._context = context
+        self._context, self._guidance = context, guidance
         self._rows = {row: place for place, row in enumerate(context.prompts)}
-        # A draft may run past the row's capacity by what the target has not verified yet.
-        capacity = [context.capacity[row] + max(nodes, 32) for row in context.prompts]
-        self._chunk = max(nodes, 32)
+        self._next = len(self._rows)
+        self._chunk = max(nodes, _CHUNK)
         # Symbols that only the target has are any symbol to the draft: whatever it then says is advice.
         self._largest = target.spec.vocab_size - 1
-        shared = target.spec.prompt_size is None
-        prompts = [shown(prompt, self._largest, shared, guidance) for prompt in context.prompts.values()]
-        self._session: TargetSession = begin(target, prompts, capacity, self._chunk)
+        self._shared = target.spec.prompt_size is None
+        self._session: TargetSession = begin(target, *self._begun(context), self._chunk)
         self._session.prefill()
         self.calls = 1
+
+    def _begun(self, context: Context) -> tuple[list[Prompt], list[int]]:
+        """Prompts as the draft model reads them, and the room they need."""
+        rows = context.prompts.items()
+        prompts = [shown(prompt, self._largest, self._shared, self._guidance) for _, prompt in rows]
+        # A draft may run past the row's capacity by what the target has not verified yet.
+        return prompts, [context.capacity[row] + self._chunk for row, _ in rows]
+
+    def join(self, context: Context, /) -> bool:
+        """Run the prompts of new rows behind the others; False where the model cannot take them in."""
+        places = range(self._next, self._next + len(context.prompts))
+        if join(self._session, places, *self._begun(context)) is None:
+            return False
+        self._rows |= dict(zip(context.prompts, places, strict=True))
+        self._next = places.stop
+        self.calls += 1
+        return True
 
     def propose(self, requests: Sequence[Request]) -> list[Draft]:
         """Catch up with what was committed, then draft all rows in lockstep."""
@@ -225,7 +256,7 @@ class DraftModelSession:
 
     def end(self, rows: Sequence[int]) -> None:
         """Free these rows."""
-        self._session.drop([self._rows[row] for row in rows])
+        self._session.drop([self._rows.pop(row) for row in rows])
 
 
 def _own_draw(law: Law, request: Request, position: int) -> int:

@@ -52,8 +52,7 @@ class Itself:
     def branches(self, row: int) -> list[int]:
         """The row of the session for a row of the context, and its other branch where it is guided."""
         outer = self.context.session
-        twin = outer.twin(row) if isinstance(outer, GuidedSession) else None
-        return [row] if twin is None else [row, twin]
+        return outer.branches(row) if isinstance(outer, GuidedSession) else [row]
 
     def ids(self, request: Request, branch: int) -> list[int]:
         """The symbols of a row as a branch of it has them: behind the branch's own prompt."""

@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from multispec.errors import ModelLoadError, UnsupportedError
-from multispec.protocols import Capabilities, TargetSession
+from multispec.protocols import MAX_NODES, Capabilities, TargetSession
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.targets.fused import FusedForward, can_pack
 from multispec.targets.masks import Attention
-from multispec.targets.ragged import Forward, Metered, ModuleForward, RaggedSession
-from multispec.targets.rowwise import RowwiseSession
+from multispec.targets.ragged import Forward, Metered, ModuleForward, RaggedSession, entries, entry_bytes
+from multispec.targets.rowwise import RowwiseSession, StateBytes, state_bytes
 from multispec.tree import path_to
 
 
@@ -142,6 +142,8 @@ class CausalTarget:
         self.context_length = context_length(model)
         self.device: torch.device = next(model.parameters()).device
         self._reasons: list[str] = []
+        self._entry = 0
+        self._state: StateBytes | None = None
         self._parallel = True
         self._forward = self._choose(owned and can_pack(next(model.parameters())), fused)
         if self._forward is None:
@@ -193,6 +195,17 @@ class CausalTarget:
             return RaggedSession(self._forward, prompts, capacity, nodes)
         runner = CausalRunner(self.model) if self._forward is not None else self._runner
         return RowwiseSession(runner, prompts, self._parallel)
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to so many symbols, found once by running a short prompt."""
+        if self._forward is None or prompt.conditioning:
+            if self._state is None:
+                runner = CausalRunner(self.model) if self._forward is not None else self._runner
+                self._state = state_bytes(runner, prompt)
+            return self._state.of(capacity + MAX_NODES)
+        if not self._entry:
+            self._entry = entry_bytes(self._forward, Prompt(ids=torch.zeros(1, dtype=torch.long)))
+        return self._entry * entries(capacity, MAX_NODES)
 
 
 def _tried(model: Any, way: Callable[[], Forward]) -> tuple[Forward | None, str | None]:

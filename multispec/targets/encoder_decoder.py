@@ -16,10 +16,10 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from multispec.errors import PromptError
-from multispec.protocols import Capabilities, TargetSession
+from multispec.protocols import MAX_NODES, Capabilities, TargetSession
 from multispec.stream import Prompt, Slot, StreamSpec
 from multispec.targets.causal import context_length, end_ids, refuse_meta, vocabulary
-from multispec.targets.rowwise import RowwiseSession
+from multispec.targets.rowwise import RowwiseSession, StateBytes, state_bytes
 
 
 class _Cache:
@@ -73,6 +73,13 @@ class EncoderDecoderRunner:
         cache = _Cache(self.model, encoded, mask)
         return self.step(prompt.ids.tolist(), cache, 1), cache
 
+    def encoded_size(self, prompt: Prompt) -> int:
+        """How many numbers the encoder is given, or has given."""
+        given = [prompt.conditioning[name] for name in self._encoder_inputs if name in prompt.conditioning]
+        if prompt.encoded is not None:
+            given = [prompt.encoded]
+        return max(sum(one.numel() for one in given), 1)
+
     def step(self, ids: Sequence[int], cache: Any, keep: int) -> Tensor:
         """Run decoder ids behind the cache."""
         extra = {} if cache.mask is None else {"attention_mask": cache.mask}
@@ -105,7 +112,16 @@ class EncoderDecoderTarget:
         why = "a decoder with cross-attention runs in its own cache, which takes no mask of ancestors"
         self.capabilities = Capabilities(supports_tree=False, way=self.way, why=why)
         self._runner = EncoderDecoderRunner(model)
+        self._measured: tuple[StateBytes, int] | None = None
 
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
         return RowwiseSession(self._runner, prompts)
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to so many symbols; what is encoded is measured once and scaled."""
+        size = self._runner.encoded_size(prompt)
+        if self._measured is None:
+            self._measured = state_bytes(self._runner, prompt), size
+        state, known = self._measured
+        return state.of(capacity + MAX_NODES) + state.fixed * (size - known) // known

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,24 @@ class Layer:
     down: Linear
     attends: bool = True
     thinks: bool = True
+
+
+class _Spread(NamedTuple):
+    """Where the ``real`` symbols of a pass belong: from ``[B, Q, ...]`` to ``[1, n, ...]``, and out again."""
+
+    rows: int
+    width: int
+    real: Tensor
+
+    def back(self, x: Tensor) -> Tensor:
+        """Side by side, without the padding."""
+        return x.flatten(0, 1).index_select(0, self.real)[None]
+
+    def out(self, x: Tensor) -> Tensor:
+        """In their places, with zeros between."""
+        full = x.new_zeros((self.rows * self.width, *x.shape[2:]))
+        full[self.real] = x[0]
+        return full.view(self.rows, self.width, *x.shape[2:])
 
 
 class FusedForward:
@@ -154,8 +172,12 @@ class FusedForward:
         self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
 
     def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
-        """Run all layers."""
-        return self.read_out(self.through(self.embed(ids), step, cache), keep)
+        """Run all layers; without the padding, where the pass says what that is."""
+        if step.real is None or keep is not None:
+            return self.read_out(self.through(self.embed(ids), step, cache), keep)
+        spread = _Spread(len(ids), ids.shape[1], step.real)
+        hidden = self._run(spread.back(self.embed(ids)), step, cache, self._layers, spread)
+        return spread.out(self.read_out(hidden, None))
 
     def embed(self, ids: Tensor) -> Tensor:
         """What enters the first layer."""
@@ -165,12 +187,20 @@ class FusedForward:
         self, hidden: Tensor, step: Pass, cache: RaggedCache, first: int = 0, end: int | None = None
     ) -> Tensor:
         """Run the layers from ``first`` to before ``end``."""
+        return self._run(hidden, step, cache, self._layers[first:end], None)
+
+    def _run(
+        self, hidden: Tensor, step: Pass, cache: RaggedCache, layers: list[Layer], spread: _Spread | None
+    ) -> Tensor:
         self._tables(max(cache.ledger.end, self._positions))
         at = step.table if step.table is not None else slice(step.start, step.end)
         cos, sin = self._cos[at].unsqueeze(-2), self._sin[at].unsqueeze(-2)
-        for layer in self._layers[first:end]:
+        if spread is not None:
+            cos, sin = spread.back(cos), spread.back(sin)
+        for layer in layers:
             if layer.attends:
-                hidden = hidden + self._attend(layer, hidden, cos, sin, step.masks[layer.kind], cache)
+                mask = step.masks[layer.kind]
+                hidden = hidden + self._attend(layer, hidden, cos, sin, mask, cache, spread)
             if layer.thinks:
                 hidden = hidden + self._mlp(layer, hidden)
         return hidden
@@ -192,6 +222,7 @@ class FusedForward:
         sin: Tensor,
         mask: Tensor | None,
         cache: RaggedCache,
+        spread: _Spread | None,
     ) -> Tensor:
         heads = self._heads + 2 * self._kv_heads
         qkv = layer.qkv(self._rms(hidden, layer.input_norm)).unflatten(-1, (heads, -1))
@@ -200,6 +231,8 @@ class FusedForward:
             query, key = qk[:, :, : self._heads], qk[:, :, self._heads :]
             qk = torch.cat([self._rms(query, layer.q_norm), self._rms(key, layer.k_norm)], 2)
         qk = torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, -1), sin)
+        if spread is not None:
+            qk, value = spread.out(qk), spread.out(value)
         query, key = (
             qk[:, :, : self._heads].transpose(1, 2),
             qk[:, :, self._heads :].transpose(1, 2),
@@ -210,7 +243,8 @@ class FusedForward:
         mixed = F.scaled_dot_product_attention(
             query, keys, values, mask, is_causal=causal, enable_gqa=grouped
         )
-        return layer.out(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return layer.out(mixed if spread is None else spread.back(mixed))
 
     def _mlp(self, layer: Layer, hidden: Tensor) -> Tensor:
         gate, up = layer.gate_up(self._rms(hidden, layer.post_norm)).chunk(2, -1)

@@ -26,7 +26,8 @@ class Pass(NamedTuple):
     """One pass: positions ``[B, Q]``, and an additive mask ``[B, 1, Q, L]`` per layer kind (None: causal).
 
     A single row without branches runs from ``start`` to ``end``; others give their positions as ``table``.
-    ``rows`` are the session's numbers of the rows of the batch; a ``prefill`` runs prompts.
+    ``rows`` are the session's numbers of the rows of the batch; a ``prefill`` runs prompts. Where much of a
+    pass is padding, ``real`` are the symbols that are not, as places in ``[B * Q]``: nobody reads the others.
     """
 
     masks: Mapping[str, Tensor | None]
@@ -35,6 +36,7 @@ class Pass(NamedTuple):
     table: Tensor | None = None
     rows: Sequence[int] = (0,)
     prefill: bool = False
+    real: Tensor | None = None
 
     def positions(self, device: torch.device) -> Tensor:
         """The position of every symbol of the pass."""

@@ -136,23 +136,45 @@ class Metered:
         return self._run(ids, step, cache, keep)
 
 
+# Passes are run without their padding where so much of them is left, in steps of so many symbols.
+_WORTH, _SIZES = 0.75, 8
+
+# The forward of these prompts, for models that read more of a prompt than its ids.
+Bind = Callable[[Sequence[Prompt]], Forward]
+
+
 class RaggedSession:
-    """Rows of one batch; the cache is allocated once, rows that are done are taken out of it."""
+    """Rows of one batch; the cache is allocated once, and rows that join take the places of those that left.
+
+    ``bind`` makes the forward of a batch whose prompts hold more than ids: ``rows`` of a ``Pass`` are places
+    in the list that it was given.
+    """
 
     def __init__(
-        self, forward: Forward, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int
+        self,
+        forward: Forward,
+        prompts: Sequence[Prompt],
+        capacity: Sequence[int],
+        nodes: int,
+        bind: Bind | None = None,
     ) -> None:
         self.forward = forward
-        self.prompts = prompts
-        self.rows = list(range(len(prompts)))
+        self.prompts = dict(enumerate(prompts))
+        self.rows = list(self.prompts)
+        self._bind, self._nodes = bind, nodes
+        self._bound = {row: row for row in self.rows}
+        self._room = dict(enumerate(capacity))
         # Short rows are padded to the longest draft, so every row needs room for a whole pass.
         self._one = torch.zeros((1, 1), dtype=torch.long, device=forward.like.device)
         self._last = torch.zeros(1, dtype=torch.long, device=forward.like.device)
         self._windowed = set(forward.attention.kinds) != {"full_attention"}
         self._no_masks = dict.fromkeys(forward.attention.kinds)
-        self.cache = RaggedCache(forward.layers, len(prompts), max(capacity) + nodes + 2)
+        self.cache = RaggedCache(forward.layers, len(prompts), self._capacity())
         # A drafter that ran a part of the next pass already says here how to run the rest.
         self.next_pass: Forward | None = None
+
+    def _capacity(self) -> int:
+        return entries(max(self._room.values()), self._nodes)
 
     def through(self, forward: Forward) -> RaggedSession:
         """The same rows in the same cache, run by ``forward``: to be rewound before this session goes on."""
@@ -168,7 +190,7 @@ class RaggedSession:
         cache = self.cache.alone(self.rows.index(row))
         length, width = cache.ledger.lengths[0], len(ids)
         cache.ledger.open(width, forward.like.device)
-        step = again(length, width, forward.attention, forward.like, row)
+        step = again(length, width, forward.attention, forward.like, self._bound[row])
         logits = forward(torch.tensor([list(ids)], device=forward.like.device), step, cache, None)
         return logits[0]
 
@@ -178,27 +200,56 @@ class RaggedSession:
 
     def prefill(self) -> Scores:
         """Run all prompts in one pass; logits after the last symbol of each."""
-        device = self.forward.like.device
-        sizes = [len(prompt.ids) for prompt in self.prompts]
+        return self._prefill(self.rows, self.cache)
+
+    def _prefill(self, rows: Sequence[int], cache: RaggedCache) -> Scores:
+        device, prompts = self.forward.like.device, [self.prompts[row] for row in rows]
+        sizes = [len(prompt.ids) for prompt in prompts]
         ids = torch.zeros((len(sizes), max(sizes)), dtype=torch.long)
-        for row, prompt in enumerate(self.prompts):
-            ids[row, : sizes[row]] = prompt.ids
+        for place, prompt in enumerate(prompts):
+            ids[place, : sizes[place]] = prompt.ids
         last = sorted({size - 1 for size in sizes})
-        step = self._plan([tuple(range(-1, max(sizes) - 2))] * len(sizes), max(sizes), prefill=True)
+        parents = [chain_parents(max(sizes) - 1)] * len(sizes)
+        step = self._plan(rows, cache, parents, max(sizes), prefill=True)
         keep = torch.tensor(last, device=device)
-        logits = self.forward(ids.to(device), step, self.cache, keep)
-        self.cache.ledger.lengths = list(sizes)
-        picked = [logits[row, last.index(size - 1)][None] for row, size in enumerate(sizes)]
+        logits = self.forward(ids.to(device), step, cache, keep)
+        cache.ledger.lengths = list(sizes)
+        picked = [logits[place, last.index(size - 1)][None] for place, size in enumerate(sizes)]
         return Scores(logits=picked)
 
-    def _plan(self, parents: Sequence[tuple[int, ...]], width: int, prefill: bool = False) -> Pass:
-        ledger, forward = self.cache.ledger, self.forward
+    def join(
+        self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int], /
+    ) -> Scores | None:
+        """Run the prompts of new rows alone, in places behind the others."""
+        if self._bind is None and any(prompt.conditioning for prompt in prompts):
+            return None
+        self.prompts |= dict(zip(rows, prompts, strict=True))
+        self._room |= dict(zip(rows, capacity, strict=True))
+        place, self.rows = len(self.rows), [*self.rows, *rows]
+        self._bound |= {row: row for row in rows}
+        if self._bind is not None:
+            self._bound = {row: number for number, row in enumerate(self.rows)}
+            self.forward = self._bind([self.prompts[row] for row in self.rows])
+        added = self.cache.add(len(rows), self._capacity())
+        found = self._prefill(rows, added)
+        self.cache.ledger.lengths[place:] = added.ledger.lengths
+        return found
+
+    def _plan(
+        self,
+        rows: Sequence[int],
+        cache: RaggedCache,
+        parents: Sequence[tuple[int, ...]],
+        width: int,
+        prefill: bool = False,
+    ) -> Pass:
+        ledger, forward, bound = cache.ledger, self.forward, [self._bound[row] for row in rows]
         ledger.open(width, forward.like.device)
-        if len(self.rows) == 1 and not self._windowed and is_chain(parents[0]):
+        if len(rows) == 1 and not self._windowed and is_chain(parents[0]):
             start = ledger.lengths[0]
             mask = chain_mask(start, width, forward.like)
-            return Pass({"full_attention": mask}, start, start + width, None, self.rows, prefill)
-        return plan(ledger.lengths, parents, width, forward.attention, forward.like, self.rows, prefill)
+            return Pass({"full_attention": mask}, start, start + width, None, bound, prefill)
+        return plan(ledger.lengths, parents, width, forward.attention, forward.like, bound, prefill)
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run the root and the draft of these rows in one pass; rows left out idle along."""
@@ -210,9 +261,20 @@ class RaggedSession:
         for place, draft in zip(places, drafts, strict=True):
             parents[place] = draft.parents
         ids = self._ids(places, roots, drafts, width)
-        logits = self._scoring()(ids, self._plan(parents, width), self.cache, None)
+        real = self._real(places, drafts, width)
+        step = self._plan(self.rows, self.cache, parents, width)._replace(real=real)
+        logits = self._scoring()(ids, step, self.cache, None)
         pairs = zip(places, drafts, strict=True)
         return Scores(logits=[logits[place, : len(draft) + 1] for place, draft in pairs])
+
+    def _real(self, places: Sequence[int], drafts: Sequence[Draft], width: int) -> Tensor | None:
+        """What of a pass is no padding, where leaving out the rest pays: on a processor."""
+        device, whole = self.forward.like.device, len(self.rows) * width
+        pairs = zip(places, drafts, strict=True)
+        found = [place * width + column for place, draft in pairs for column in range(len(draft) + 1)]
+        # Kernels are made for each new size, so let there be few: the last one is run several times.
+        found += found[-1:] * (-len(found) % _SIZES)
+        return torch.tensor(found) if device.type == "cpu" and len(found) <= _WORTH * whole else None
 
     def extend(self, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
         """Run and commit one symbol per row."""
@@ -226,11 +288,11 @@ class RaggedSession:
         ledger = self.cache.ledger
         start = ledger.lengths[0]
         if self._windowed:
-            step = self._plan([()], 1)
+            step = self._plan(self.rows, self.cache, [()], 1)
         else:
             # One symbol sees all, so there is no mask to make.
             ledger.end, ledger.slots = start + 1, None
-            step = Pass(self._no_masks, start, start + 1, None, self.rows)
+            step = Pass(self._no_masks, start, start + 1, None, [self._bound[self.rows[0]]])
         logits = self.forward(self._one.fill_(token), step, self.cache, None)[0]
         ledger.lengths[0] = start + 1
         return logits
@@ -249,14 +311,14 @@ class RaggedSession:
     def _append(self, tokens: Sequence[int]) -> Tensor:
         """Run and commit tokens of the only row; logits after the last."""
         ids = torch.tensor([tokens], device=self.forward.like.device)
-        step = self._plan([chain_parents(len(tokens) - 1)], len(tokens))
+        step = self._plan(self.rows, self.cache, [chain_parents(len(tokens) - 1)], len(tokens))
         logits = self.forward(ids, step, self.cache, self._last.fill_(len(tokens) - 1))[0]
         self.cache.ledger.lengths[0] += len(tokens)
         return logits
 
     def _score_one(self, root: int, draft: Draft) -> Scores:
         ids = torch.tensor([[root, *draft.ids]], device=self.forward.like.device)
-        step = self._plan([draft.parents], ids.shape[1])
+        step = self._plan(self.rows, self.cache, [draft.parents], ids.shape[1])
         return Scores(logits=[self._scoring()(ids, step, self.cache, None)[0]])
 
     def _ids(
@@ -288,8 +350,20 @@ class RaggedSession:
 
     def drop(self, rows: Sequence[int]) -> None:
         """Take rows out of the batch."""
-        gone = set(rows)
-        kept = [place for place, row in enumerate(self.rows) if row not in gone]
-        if kept and len(kept) < len(self.rows):
-            self.cache.keep(kept)
-        self.rows = [self.rows[place] for place in kept]
+        order = self.cache.drop([self.rows.index(row) for row in rows])
+        self.rows = [self.rows[place] for place in order]
+        for row in rows:
+            del self.prompts[row], self._room[row], self._bound[row]
+
+
+def entries(capacity: int, nodes: int) -> int:
+    """Entries of a cache for rows of up to ``capacity`` symbols, with room for a pass over any draft."""
+    return capacity + nodes + 2
+
+
+def entry_bytes(forward: Forward, prompt: Prompt) -> int:
+    """What one symbol of one row takes in a cache, found by running a prompt."""
+    session = RaggedSession(forward, [prompt], [len(prompt.ids)], 0)
+    with torch.inference_mode():
+        session.prefill()
+    return session.cache.entry_bytes

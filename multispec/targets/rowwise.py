@@ -8,13 +8,13 @@ next pass where it is short.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from multispec.errors import UnsupportedError
 from multispec.protocols import Scores, walk
@@ -22,6 +22,7 @@ from multispec.stream import Draft, Prompt
 
 # Longer leftovers are replayed at once, so that passes do not grow with a run of rejections.
 _REPLAY_LIMIT = 8
+_HOLDERS = (Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin)
 
 
 @runtime_checkable
@@ -96,12 +97,18 @@ class RowwiseSession:
 
     def prefill(self) -> Scores:
         """Run each prompt."""
-        logits = []
-        for row in self._rows.values():
-            scores, row.cache = self.runner.start(row.prompt)
-            row.length = len(row.prompt.ids)
-            logits.append(scores)
-        return Scores(logits=logits)
+        return Scores(logits=[self._start(row) for row in self._rows.values()])
+
+    def _start(self, row: _Row) -> Tensor:
+        logits, row.cache = self.runner.start(row.prompt)
+        row.length = len(row.prompt.ids)
+        return logits
+
+    def join(self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int], /) -> Scores:
+        """Run each new prompt."""
+        new = {number: _Row(prompt) for number, prompt in zip(rows, prompts, strict=True)}
+        self._rows |= new
+        return Scores(logits=[self._start(row) for row in new.values()])
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run each row's leftovers, its root and its draft."""
@@ -182,3 +189,39 @@ class RowwiseSession:
         """Free the caches of rows that are done."""
         for row in rows:
             self._rows.pop(row, None)
+
+
+class StateBytes(NamedTuple):
+    """Bytes of one row's state: ``fixed``, and for each ``symbol``."""
+
+    fixed: int
+    symbol: int
+
+    def of(self, symbols: int) -> int:
+        """Those of a row that has grown to so many symbols."""
+        return self.fixed + self.symbol * symbols
+
+
+def state_bytes(runner: Runner, prompt: Prompt) -> StateBytes:
+    """What a row takes, found by running the beginning of a prompt and one symbol behind it.
+
+    A state that cannot be cropped is held three times: as it is, before the draft, and at a checkpoint.
+    """
+    with torch.inference_mode():
+        _, cache = runner.start(replace(prompt, ids=prompt.ids[:1]))
+        one = held_bytes(vars(cache))
+        runner.step([0], cache, 1)
+        symbol = held_bytes(vars(cache)) - one
+    copies = 1 if croppable(cache) else 3
+    return StateBytes(copies * (one - symbol), copies * symbol)
+
+
+def held_bytes(state: object) -> int:
+    """Bytes of all tensors that a cache holds, in its layers or beside them."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, Mapping):
+        return sum(map(held_bytes, state.values()))
+    if isinstance(state, (list, tuple)):
+        return sum(map(held_bytes, state))
+    return sum(map(held_bytes, vars(state).values())) if isinstance(state, _HOLDERS) else 0

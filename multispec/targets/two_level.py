@@ -21,7 +21,7 @@ from torch import Tensor
 
 from multispec.cache import RaggedCache
 from multispec.errors import PromptError, UnsupportedError
-from multispec.protocols import Capabilities, Scores, TargetSession
+from multispec.protocols import MAX_NODES, Capabilities, Scores, TargetSession
 from multispec.stream import Draft, Prompt, StreamSpec
 from multispec.targets.masks import Attention, Pass, chain_mask, plan
 from multispec.tree import chain_parents
@@ -150,6 +150,7 @@ class TwoLevelTarget:
         self.context_length: int | None = None
         self.device: torch.device = time.like.device
         self.passes = Passes()
+        self._entries: tuple[int, int] | None = None
         why = f"{name} takes the symbols of a draft in (frame, codebook) order, as one chain"
         self.capabilities = Capabilities(supports_tree=False, way="TwoLevel", why=why)
 
@@ -159,11 +160,24 @@ class TwoLevelTarget:
         Raises:
             PromptError: prompt and frames do not fit into the time model.
         """
+        return TwoLevelSession(self, prompts, capacity, nodes)
+
+    @torch.inference_mode()
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to so many symbols, found once by running a prompt.
+
+        A frame of a draft is a row of the depth model's cache.
+        """
         slots = len(self.spec.slots)
-        pairs = zip(prompts, capacity, strict=True)
-        return TwoLevelSession(
-            self, prompts, [-(-(room - len(one.ids)) // slots) for one, room in pairs], nodes
-        )
+        if self._entries is None:
+            session = TwoLevelSession(self, [prompt], [len(prompt.ids) + slots], 0)
+            session.prefill()
+            session.extend([0], [0])
+            self._entries = session.entry_bytes
+        time, depth = self._entries
+        frames = -(-(capacity - len(prompt.ids)) // slots)
+        positions = len(self.time.prompt(prompt)) + frames + MAX_NODES // slots + 2
+        return time * positions + depth * 2 * (slots + self.depth.lead) * (MAX_NODES // slots + 2)
 
     def refuse_overlong(self, prompt: int, frames: int) -> None:
         """Refuse what the time model has no positions for.
@@ -187,6 +201,7 @@ class _Row:
 
     prompt: Prompt
     start: int = 0  # positions of the prompt in the time model
+    room: int = 0  # those of the prompt and all frames
     codes: list[int] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)  # state t predicts frame t
     # Of the pass under way: root and draft, and frame -> (row of the depth batch, entries there).
@@ -222,33 +237,66 @@ class TwoLevelSession:
     """
 
     def __init__(
-        self, target: TwoLevelTarget, prompts: Sequence[Prompt], frames: Sequence[int], nodes: int
+        self, target: TwoLevelTarget, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int
     ) -> None:
         self._target, self._time, self._depth = target, target.time, target.depth
-        self._slots = len(target.spec.slots)
-        self._inputs = [self._time.prompt(prompt) for prompt in prompts]
-        self._rows = {
-            number: _Row(prompt, len(self._inputs[number])) for number, prompt in enumerate(prompts)
-        }
-        for row, wanted in zip(self._rows.values(), frames, strict=True):
-            target.refuse_overlong(row.start, wanted)
-        self.rows = list(self._rows)
+        self._slots, self._nodes = len(target.spec.slots), nodes
+        self._rows: dict[int, _Row] = {}
+        self.rows: list[int] = []
+        self._inputs = self._opened(range(len(prompts)), prompts, capacity)
         self.passes = Passes()
-        room = max(len(inputs) + wanted for inputs, wanted in zip(self._inputs, frames, strict=True))
-        # Short rows are padded to the longest draft, so every row needs room for a whole pass.
-        self._times = RaggedCache(self._time.layers, len(prompts), room + nodes // self._slots + 2)
+        self._times = RaggedCache(self._time.layers, len(prompts), self._room())
         entries = self._slots + self._depth.lead
         self._depths = RaggedCache(self._depth.layers, len(prompts), 2 * entries)
 
+    def _opened(
+        self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int]
+    ) -> list[Tensor]:
+        """What the time model reads of new prompts."""
+        inputs = [self._time.prompt(prompt) for prompt in prompts]
+        frames = [
+            -(-(room - len(prompt.ids)) // self._slots)
+            for prompt, room in zip(prompts, capacity, strict=True)
+        ]
+        for own, wanted in zip(inputs, frames, strict=True):
+            self._target.refuse_overlong(len(own), wanted)
+        for row, prompt, own, wanted in zip(rows, prompts, inputs, frames, strict=True):
+            self._rows[row] = _Row(prompt, len(own), len(own) + wanted)
+        self.rows = [*self.rows, *rows]
+        return inputs
+
+    @property
+    def entry_bytes(self) -> tuple[int, int]:
+        """What an entry of a row takes in the cache of the time model, and in that of the depth model."""
+        return self._times.entry_bytes, self._depths.entry_bytes
+
+    def _room(self) -> int:
+        # Short rows are padded to the longest draft, so every row needs room for a whole pass.
+        return max(row.room for row in self._rows.values()) + self._nodes // self._slots + 2
+
     def prefill(self) -> Scores:
         """Run all prompts in one pass of the time model."""
-        padded = torch.nn.utils.rnn.pad_sequence(self._inputs, batch_first=True)
-        self._inputs = []
-        states = self._time(padded, self._plan(self._times, padded.shape[1], prefill=True), self._times)
+        inputs, self._inputs = self._inputs, []
+        return self._prefill(self.rows, inputs, self._times)
+
+    def join(self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int], /) -> Scores:
+        """Run the prompts of new rows in one pass of the time model; no depth model has begun with them."""
+        place = len(self.rows)
+        inputs = self._opened(rows, prompts, capacity)
+        added = self._times.add(len(rows), self._room())
+        found = self._prefill(rows, inputs, added)
+        self._times.ledger.lengths[place:] = added.ledger.lengths
+        self._depths.add(len(rows), self._depths.ledger.capacity)
+        return found
+
+    def _prefill(self, numbers: Sequence[int], inputs: Sequence[Tensor], cache: RaggedCache) -> Scores:
+        padded = torch.nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+        step = self._plan(self._time, cache, padded.shape[1], numbers, prefill=True)
+        states = self._time(padded, step, cache)
         self._count(prompts=1)
-        rows = list(self._rows.values())
+        rows = [self._rows[number] for number in numbers]
         last = torch.stack([states[place, row.start - 1] for place, row in enumerate(rows)])
-        self._times.ledger.lengths = [row.start for row in rows]
+        cache.ledger.lengths = [row.start for row in rows]
         for row, state in zip(rows, last, strict=True):
             row.states = [state]
         out = self._time.like.new_full((len(rows), self._target.spec.vocab_size), -torch.inf)
@@ -262,21 +310,25 @@ class TwoLevelSession:
             passes.depth += depth
             passes.prompts += prompts
 
-    def _plan(self, cache: RaggedCache, width: int, prefill: bool = False) -> Pass:
+    def _plan(
+        self,
+        model: TimeModel | DepthModel,
+        cache: RaggedCache,
+        width: int,
+        rows: Sequence[int],
+        prefill: bool = False,
+    ) -> Pass:
         """Positions and masks of a pass over ``width`` inputs behind what the rows of ``cache`` hold."""
         ledger = cache.ledger
-        model: TimeModel | DepthModel = self._time if cache is self._times else self._depth
         ledger.open(width, model.like.device)
         kinds, lengths = model.attention, ledger.lengths
         windowed = set(kinds.kinds) != {"full_attention"}
         if len(set(lengths)) == 1 and not windowed:
             # Rows that stand together share one mask, and need none where they begin.
             mask = chain_mask(lengths[0], width, model.like)
-            return Pass(
-                {"full_attention": mask}, lengths[0], lengths[0] + width, None, self.rows, prefill=prefill
-            )
+            return Pass({"full_attention": mask}, lengths[0], lengths[0] + width, None, rows, prefill=prefill)
         chains = [chain_parents(width - 1)] * len(lengths)
-        return plan(lengths, chains, width, kinds, model.like, self.rows, prefill)
+        return plan(lengths, chains, width, kinds, model.like, rows, prefill)
 
     def score(self, rows: Sequence[int], roots: Sequence[int], drafts: Sequence[Draft]) -> Scores:
         """Run the time model over the frames that become complete, the depth model over all of them.
@@ -349,7 +401,8 @@ class TwoLevelSession:
         prompts = [self._rows[number].prompt for number in self.rows]
         inputs = self._time.frames(codes.to(device), first, prompts)
         self._count(time=1)
-        return self._time(inputs, self._plan(self._times, width), self._times)
+        step = self._plan(self._time, self._times, width, self.rows)
+        return self._time(inputs, step, self._times)
 
     def _place(
         self,
@@ -440,7 +493,7 @@ class TwoLevelSession:
         self._depths.ledger.lengths = [frame.start for frame in frames]
         states = torch.stack([self._rows[self.rows[f.place]].states[f.number] for f in frames])
         self._count(depth=1)
-        step = self._plan(self._depths, width)
+        step = self._plan(self._depth, self._depths, width, self.rows)
         return self._depth(states, codes.to(self._depth.like.device), step, self._depths)
 
     def commit(self, rows: Sequence[int], paths: Sequence[tuple[int, ...]]) -> None:
@@ -524,13 +577,12 @@ class TwoLevelSession:
 
     def drop(self, rows: Sequence[int]) -> None:
         """Take rows out of the batch."""
-        kept = [place for place, number in enumerate(self.rows) if number not in set(rows)]
-        if kept and len(kept) < len(self.rows):
-            self._times.keep(kept)
-            self._depths.keep(kept)
-        self.rows = [self.rows[place] for place in kept]
+        gone = [self.rows.index(row) for row in rows]
+        order = self._times.drop(gone)
+        self._depths.drop(gone)
+        self.rows = [self.rows[place] for place in order]
         for number in rows:
-            self._rows.pop(number, None)
+            del self._rows[number]
 
 
 def _between(codes: list[int], fed: list[int], begin: int, end: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multispec.protocols import Capabilities, Scores, walk
+from multispec.protocols import MAX_NODES, Capabilities, Scores, walk
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.tree import path_to
 
@@ -36,25 +36,40 @@ class FakeSession:
     """A target session that keeps the ids themselves and refuses whatever the protocol forbids.
 
     ``cached`` is what each open row holds, ``kept`` what the dropped rows held: the prompt and all symbols
-    emitted but the last. ``calls`` records every ``score``.
+    emitted but the last. ``calls`` records every ``score``, ``joined`` the rows that came later, together.
     """
 
     def __init__(self, model: FakeModel, prompts: Sequence[Prompt], capacity: Sequence[int]):
         self._model = model
-        self._starts = [prompt.ids.tolist() for prompt in prompts]
-        self._capacity = list(capacity)
+        self._starts = {number: prompt.ids.tolist() for number, prompt in enumerate(prompts)}
+        self._capacity = dict(enumerate(capacity))
         self._step = model.spec.step
         self._scored: dict[int, tuple[list[int], Draft]] = {}
         self._marks: dict[int, int] = {}
         self.cached: dict[int, list[int]] = {}
         self.kept: dict[int, list[int]] = {}
         self.calls: list[Call] = []
+        self.joined: list[tuple[int, ...]] = []
 
     def prefill(self) -> Scores:
         """The logits behind each prompt."""
         require(not self.cached and not self.kept, "prefill runs once, before anything else")
-        self.cached = {number: list(ids) for number, ids in enumerate(self._starts)}
+        self.cached = {number: list(ids) for number, ids in self._starts.items()}
         return Scores(logits=[self._after(number, ()) for number in self.cached])
+
+    def join(self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int], /) -> Scores:
+        """The logits behind the prompts of new rows.
+
+        Raises:
+            AssertionError: a number that was given before, or a round that is not over.
+        """
+        require(self._starts.keys().isdisjoint(rows), f"rows {list(rows)} join under numbers that are taken")
+        require(not self._scored, f"rows join while {list(self._scored)} are not committed")
+        self._starts |= {number: prompt.ids.tolist() for number, prompt in zip(rows, prompts, strict=True)}
+        self._capacity |= dict(zip(rows, capacity, strict=True))
+        self.cached |= {number: list(self._starts[number]) for number in rows}
+        self.joined.append(tuple(rows))
+        return Scores(logits=[self._after(number, ()) for number in rows])
 
     def _after(self, number: int, drafted: Sequence[int]) -> Tensor:
         """Logits ``[1, V]``, ``[K, V]`` for parallel slots."""
@@ -180,6 +195,10 @@ class FakeModel:
         """Open a session and remember it."""
         self.sessions.append(FakeSession(self, prompts, capacity))
         return self.sessions[-1]
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Its cache is the ids themselves, of eight bytes each."""
+        return 8 * (capacity + MAX_NODES)
 
 
 def _spec(vocab_size: int, end_ids: tuple[int, ...]) -> StreamSpec:

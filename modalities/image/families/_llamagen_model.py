@@ -300,7 +300,7 @@ class LlamaGenForward:
 
     def __call__(self, ids: Tensor, step: Pass, cache: RaggedCache, keep: Tensor | None) -> Tensor:
         """Run all layers."""
-        embedded = self._prefixed(ids) if step.prefill else self._model.tok_embeddings(ids)
+        embedded = self._prefixed(ids, step) if step.prefill else self._model.tok_embeddings(ids)
         rows = torch.tensor(list(step.rows), device=ids.device)
         cells = step.positions(ids.device) - self._lengths[rows][:, None] + 1
         # Padding of short rows may lie behind the last code; nobody reads it.
@@ -315,8 +315,9 @@ class LlamaGenForward:
 
         return self._model.run(embedded, rotation, mix, keep)
 
-    def _prefixed(self, ids: Tensor) -> Tensor:
-        padded = [F.pad(prefix, (0, 0, 0, ids.shape[1] - len(prefix))) for prefix in self._prefixes]
+    def _prefixed(self, ids: Tensor, step: Pass) -> Tensor:
+        prefixes = [self._prefixes[row] for row in step.rows]
+        padded = [F.pad(prefix, (0, 0, 0, ids.shape[1] - len(prefix))) for prefix in prefixes]
         return torch.stack(padded)
 
 

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from multispec.cache import RaggedCache
 from multispec.errors import MultispecError, UnsupportedError
-from multispec.protocols import Capabilities, TargetSession
+from multispec.protocols import MAX_NODES, Capabilities, TargetSession
 from multispec.stream import Draft, Prompt, StreamSpec
 from multispec.targets.causal import attention_of, decoder_config, tolerance
 from multispec.targets.masks import Pass
-from multispec.targets.ragged import Forward, RaggedSession
+from multispec.targets.ragged import Bind, Forward, RaggedSession, entries, entry_bytes
 from multispec.tree import path_to
 
-# The forward of a batch: some models read more of a prompt than its ids.
-Bind = Callable[[Sequence[Prompt]], Forward]
 # The logits [V] after a prompt and these symbols, by a plain pass without our cache.
 Reference = Callable[[Prompt, Sequence[int]], Tensor]
 # The embeddings [B, Q, C] of a pass, and its positions.
@@ -33,7 +31,7 @@ class RaggedTarget:
     """
 
     def __init__(self, bind: Bind, spec: StreamSpec, context_length: int | None, like: Forward) -> None:
-        self._bind = bind
+        self._bind, self._entry = bind, 0
         self.spec = spec
         self.context_length = context_length
         self.device = like.like.device
@@ -41,7 +39,13 @@ class RaggedTarget:
 
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
-        return RaggedSession(self._bind(prompts), prompts, capacity, nodes)
+        return RaggedSession(self._bind(prompts), prompts, capacity, nodes, self._bind)
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to so many symbols, found once by running a prompt."""
+        if not self._entry:
+            self._entry = entry_bytes(self._bind([prompt]), prompt)
+        return self._entry * entries(capacity, MAX_NODES)
 
 
 def checked_target(

@@ -39,14 +39,14 @@ from multispec.modalities.speech.family import SpeechCodec
 from multispec.modalities.speech.layouts import Flattened
 from multispec.modalities.speech.pronunciation import Pronunciation
 from multispec.modalities.speech.reading import read_out
-from multispec.protocols import Capabilities, Scores, Target, TargetSession
+from multispec.protocols import MAX_NODES, Capabilities, Scores, Target, TargetSession
 from multispec.sampling import Sampling
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.targets.causal import attention_of, context_length, refuse_meta, tolerance
 from multispec.targets.fused import FusedForward, can_pack
 from multispec.targets.loading import load_model
 from multispec.targets.masks import Pass
-from multispec.targets.ragged import RaggedSession
+from multispec.targets.ragged import RaggedSession, entries, entry_bytes
 from multispec.tree import path_to
 
 
@@ -258,11 +258,21 @@ class AlignedTarget:
         self.capabilities = Capabilities(way=AlignedForward.__name__)
         packed = can_pack(next(model.parameters()))
         self._inner = FusedForward(model, attention_of(model), packed, self.context_length or 0)
+        self._entry = 0
         self._check()
 
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
-        return RaggedSession(AlignedForward(self._inner, self.scale, prompts), prompts, capacity, nodes)
+        return RaggedSession(self._bind(prompts), prompts, capacity, nodes, self._bind)
+
+    def _bind(self, prompts: Sequence[Prompt]) -> AlignedForward:
+        return AlignedForward(self._inner, self.scale, prompts)
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to so many symbols, found once by running a prompt."""
+        if not self._entry:
+            self._entry = entry_bytes(self._bind([prompt]), prompt)
+        return self._entry * entries(capacity, MAX_NODES)
 
     @torch.inference_mode()
     def _check(self) -> None:

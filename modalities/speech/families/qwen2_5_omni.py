@@ -27,13 +27,13 @@ from multispec.guidance import Guidance
 from multispec.modalities.speech.codecs._checks import check_codes, sound
 from multispec.modalities.speech.codecs._reach import UNBOUNDED
 from multispec.modalities.speech.families._flat import words
-from multispec.protocols import Capabilities, TargetSession
+from multispec.protocols import MAX_NODES, Capabilities, TargetSession
 from multispec.sampling import Sampling
 from multispec.stream import Allowed, Draft, Prompt, Slot, StreamSpec
 from multispec.targets.causal import attention_of, context_length, refuse_meta, tolerance
 from multispec.targets.loading import default_device
 from multispec.targets.masks import Pass
-from multispec.targets.ragged import RaggedSession
+from multispec.targets.ragged import RaggedSession, entries, entry_bytes
 from multispec.tree import path_to
 
 INPUTS, REPLY = "inputs_embeds", "reply"
@@ -201,11 +201,21 @@ class TalkerTarget:
         ends = (int(talker.codec_pad_token), int(talker.codec_eos_token))
         self.spec = StreamSpec(slots=(Slot(size=int(talker.config.vocab_size)),), end_ids=ends)
         self.capabilities = Capabilities(way=TalkerForward.__name__)
+        self._entry = 0
         self._check()
 
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
-        return RaggedSession(TalkerForward(self.talker, prompts), prompts, capacity, nodes)
+        return RaggedSession(self._bind(prompts), prompts, capacity, nodes, self._bind)
+
+    def _bind(self, prompts: Sequence[Prompt]) -> TalkerForward:
+        return TalkerForward(self.talker, prompts)
+
+    def cache_bytes(self, prompt: Prompt, capacity: int, /) -> int:
+        """Bytes for a row that may grow to so many symbols, found once by running a prompt."""
+        if not self._entry:
+            self._entry = entry_bytes(self._bind([prompt]), prompt)
+        return self._entry * entries(capacity, MAX_NODES)
 
     @torch.inference_mode()
     def plain(self, prompt: Prompt, codes: Sequence[int]) -> Tensor:
