@@ -82,7 +82,7 @@ def drafters(generator: Any, alone: str) -> dict[str, Any]:
         found["draft_model"] = generator.methods.drafter("draft_model")
     except UsageError:  # a model of the user's own, given without a draft
         pass
-    return found | {alone: alone}
+    return found | {alone.partition(":")[0]: alone}
 
 
 def _timed(generator: Any, prompt: Any, name: str) -> dict[str, _timing.Timed]:
