@@ -209,8 +209,8 @@ class Drafting:
     def propose(self, live: Sequence[Row], pace: Pace) -> dict[int, Draft]:
         """A checked draft for every row; empty where there is nothing to draft."""
         drafts = {row.number: Draft.empty() for row in live}
-        requests_ = ((row.number, row.request(len(live), pace)) for row in live)
-        asked = {number: request for number, request in requests_ if request is not None}
+        wanted = ((row.number, row.request(len(live), pace)) for row in live)
+        asked = {number: request for number, request in wanted if request is not None}
         by_number = {row.number: row for row in live}
         for session, members in self._sessions:
             requests = [request for number, request in asked.items() if number in members]

@@ -63,6 +63,11 @@ class _Arm(NamedTuple):
     # Mean steps accepted, where a rate for each position does not tell: windows, trees.
     mean: float | None = None
 
+    def seconds(self, nodes: int, verify: Line) -> float:
+        """What a round is expected to take in which so many steps are asked for."""
+        drafted = self.share * nodes
+        return verify.at(drafted) + self.draft.at(drafted)
+
 
 class _State(NamedTuple):
     """Everything that is known, the choice that is in use, and what was asked for in the last round."""
@@ -210,9 +215,8 @@ class Auto:
 
     def _pause(self, state: _State, tried: Choice, rate: float) -> int:
         """Rounds in which what a round of trying loses is a small share of the time."""
-        arm, plain = state.arms[tried.candidate], state.verify.at(0)
-        drafted = arm.share * tried.nodes
-        taken = (state.verify.at(drafted) + arm.draft.at(drafted)) / plain
+        plain = state.verify.at(0)
+        taken = state.arms[tried.candidate].seconds(tried.nodes, state.verify) / plain
         used = max(state.rates[state.chosen.candidate], 1.0) if state.rates else 1.0
         lost = taken * max(1 - rate * plain / used, 0.0)
         return min(int(lost / _TRYING_SHARE), _LATEST)
@@ -262,8 +266,7 @@ def _drafted(arm: _Arm, past: Past, keep: float) -> _Arm:
 def _best(arm: _Arm, own: int, verify: Line) -> tuple[int, float]:
     """(length in steps, steps per second) of the best draft in this way."""
     if arm.mean is not None:
-        drafted = arm.share * own
-        return own, (1 + arm.mean) / (verify.at(drafted) + arm.draft.at(drafted))
+        return own, (1 + arm.mean) / arm.seconds(own, verify)
     best, most = own, 0.0
     expected, accepted, place = 1.0, 1.0, 0
     rates = arm.acceptance.rates
@@ -271,8 +274,7 @@ def _best(arm: _Arm, own: int, verify: Line) -> tuple[int, float]:
         while place < nodes:
             accepted *= rates[min(place, _PLACES - 1)]
             expected, place = expected + accepted, place + 1
-        drafted = arm.share * nodes
-        rate = expected / (verify.at(drafted) + arm.draft.at(drafted))
+        rate = expected / arm.seconds(nodes, verify)
         if rate > most:
             best, most = nodes, rate
     return best, most
