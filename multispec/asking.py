@@ -119,6 +119,11 @@ class Methods:
         find("drafter", method)
         self._settled = method
 
+    @property
+    def draft(self) -> Any:
+        """The draft model that was loaded beside the target; None where there is none."""
+        return self._draft
+
     def drafter(self, drafter: Any) -> Drafter | None:
         """The drafter of that name, as ``rest:FILE`` with options; None and "none" are plain decoding.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from multispec.cli import build_datastore, check, demo, doctor, image, methods, speech, text
+from multispec.cli import bench, build_datastore, check, demo, doctor, image, methods, speech, text
 
 app = typer.Typer(
     name="multispec",
@@ -23,6 +23,7 @@ app.command("image")(image.image)
 app.command("speech")(speech.speech)
 app.command("methods")(methods.methods)
 app.command("check")(check.check)
+app.command("bench")(bench.bench)
 app.command("build-datastore")(build_datastore.build_datastore)
 app.command("doctor")(doctor.doctor)
 
