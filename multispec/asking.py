@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from multispec.drafters import Among, DraftModel, PromptLookup
 from multispec.errors import PromptError, UnknownNameError, UsageError
+from multispec.experience import Experience
 from multispec.guidance import Guidance
 from multispec.methods import Kind, Lent, find, iterates, make, pair_trouble, refuse
 from multispec.modality import Modality
@@ -71,13 +72,15 @@ class Asked:
 class Batch:
     """Rows ready to run, in their ``queue``.
 
-    ``strings`` are each row's stop strings, ``single`` says it was one prompt.
+    ``strings`` are each row's stop strings, ``single`` says it was one prompt, ``together`` how many rows run
+    at once.
     """
 
     rows: list[Row]
     strings: list[tuple[str, ...]]
     single: bool
     queue: Queue
+    together: int
 
 
 def check_words(words: Mapping[str, Any]) -> None:
@@ -109,6 +112,7 @@ class Methods:
         self._among: Among | None = None
         # What says what passes of the target cost; measured on the first prompt that "auto" is asked for.
         self.costs: Callable[[Prompt], CostTable | None] | None = None
+        self.experience = Experience()
 
     def settle(self, method: str) -> None:
         """From now on "auto" is this method, with a draft model or without.
@@ -289,9 +293,10 @@ def batch_of(target: Target, modality: Modality, methods: Methods, prompt: Any, 
     guidances, negatives = _per_row(guidance, count, "guidance"), _per_row(asked.negative, count, "negative")
     prompts = [_guided(prompts[n], guidances[n], negatives[n], target, modality) for n in range(count)]
     strings = [texts + (config.stop if config else ()) for texts in _stops(stop, count)]
-    maker = _RowMaker(target, modality, verifier, asked, config)
+    together = min(count, limits.rows or count)
+    maker = _RowMaker(target, modality, verifier, asked, config, methods.experience, together)
     rows = [maker.make(n, prompts[n], samplings[n], lengths[n], strings[n], *pairs[n]) for n in range(count)]
-    return Batch(rows, strings, single, Queue(target, rows, limits))
+    return Batch(rows, strings, single, Queue(target, rows, limits), together)
 
 
 def _informed(verifier: Verifier, modality: Modality, vocab_size: int) -> Verifier:
@@ -315,6 +320,8 @@ class _RowMaker:
     verifier: Verifier
     asked: Asked
     config: FromConfig | None
+    experience: Experience
+    together: int
 
     def make(
         self,
@@ -355,7 +362,7 @@ class _RowMaker:
             processors=(*own, *(self.asked.logits_processor or ())),
             keep_scores=self.asked.output_scores,
         )
-        row = Row(number, settings, spec)
+        row = Row(number, self.experience.recalled(settings, self.together), spec)
         row.report.notes.extend([note] if note else [])
         return row
 

@@ -155,11 +155,13 @@ class Generator:
                 yield step._replace(delta=delta)
 
     def _guarded(self, batch: Batch, clock: Clock) -> Iterator[list[Step]]:
-        return guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock), batch.queue)
+        yield from guarded(self.target, batch.rows, clock, lambda: self._results(batch, clock), batch.queue)
+        self.methods.experience.keep(batch.rows, batch.together)
 
     def _results(self, batch: Batch, clock: Clock) -> list[Generation]:
         for row in batch.rows:
             _note_length(row)
+            _note(row, self.target.capabilities.changes)
         return [row.result(clock, lambda row: self._decoded(row, batch)) for row in batch.rows]
 
     def _decoded(self, row: Row, batch: Batch) -> Any:
@@ -179,8 +181,12 @@ def _note_length(row: Row) -> None:
     usual = row.spec.usual_length
     if usual is None or row.finish_reason != "length" or row.settings.max_new_tokens != usual:
         return
-    note = f"no end within {row.history.position} symbols: it was cut there. Pass max_new_tokens for more"
-    if note not in row.report.notes:
+    _note(row, f"no end within {row.history.position} symbols: it was cut there. Pass max_new_tokens for more")
+
+
+def _note(row: Row, note: str) -> None:
+    """Say something once, if there is something to say."""
+    if note and note not in row.report.notes:
         row.report.notes.append(note)
 
 

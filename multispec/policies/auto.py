@@ -30,6 +30,8 @@ _PAYS = 1.03
 # A drafter that becomes slow has to be noticed soon.
 _KEEP_DRAFTS = 0.8
 _SETTLED = 16
+# What an earlier request showed counts as much as so many rounds of this one.
+_DOUBTED = 4.0
 _EVERY = 4
 
 
@@ -92,7 +94,8 @@ class Auto:
     the position), and to cost the seconds of a draft of n and of a pass over n + 1. For trees and windows
     the mean of what was accepted takes the place of that sum. All of it is estimated from the rounds of this
     row and fades with ``keep`` a round; ``costs`` (``measure_costs``) says what passes cost before any was
-    timed. Each of the ``candidates`` is tried once at first. What is not in use is tried again for two rounds
+    timed. Each of the ``candidates`` is tried once at first, unless an earlier request has ``learned`` what
+    they are worth: its last ``Past.memory``. What is not in use is tried again for two rounds
     (windows: four) after 16, 32, then 64 rounds, later where that would cost much, so that it is noticed when
     a text changes its character.
 
@@ -113,6 +116,7 @@ class Auto:
     candidates: Sequence[Candidate] = (Candidate(),)
     costs: CostTable | None = None
     keep: float = 0.92
+    learned: object = None
 
     def __post_init__(self) -> None:
         sound = self.candidates and all(one.size >= 0 and one.drafter >= 0 for one in self.candidates)
@@ -125,7 +129,7 @@ class Auto:
     def budget(self, past: Past, default_nodes: int) -> Budget:
         """What is expected to be fastest, or what has to be tried."""
         sizes = _sizes(tuple(self.candidates), past.step, default_nodes)
-        if not past.seconds > 0:
+        if not past.seconds > 0 and not self._experienced:
             return Budget(nodes=sizes[0] * past.step, drafter=self.candidates[0].drafter, memory=past.memory)
         state = past.memory
         known = self._learned(state, past) if isinstance(state, _State) else self._begun(sizes, past)
@@ -134,7 +138,13 @@ class Auto:
         drafter = self.candidates[candidate].drafter
         return Budget(nodes=nodes * past.step, drafter=drafter, memory=state, note=note)
 
+    @property
+    def _experienced(self) -> bool:
+        return isinstance(self.learned, _State) and len(self.learned.arms) == len(self.candidates)
+
     def _begun(self, sizes: Sequence[int], past: Past) -> _State:
+        if isinstance(self.learned, _State) and self._experienced:
+            return _resumed(self.learned)
         verify = Line.begun(_VERIFIED)
         if self.costs is not None:
             for nodes in range(0, self.costs.nodes + 1, 4):
@@ -229,6 +239,16 @@ class Auto:
         if before.rates and not switched and not resized:
             return ""
         return explained([one.name for one in self.candidates], now.chosen, now.rates, past.step)
+
+
+def _resumed(state: _State) -> _State:
+    """What another request ended with, a little doubted: this text may be another, so the next try is soon."""
+    arms = tuple(
+        one._replace(acceptance=one.acceptance.doubted(_DOUBTED), draft=one.draft.doubted(_DOUBTED))
+        for one in state.arms
+    )
+    verify, due = state.verify.doubted(_DOUBTED), min(state.due, _SOON)
+    return state._replace(arms=arms, verify=verify, rates=(), gap=_SOON, due=due)
 
 
 def explained(names: Sequence[str], chosen: Choice, rates: Sequence[float], step: int = 1) -> str:

@@ -40,6 +40,11 @@ class Line(NamedTuple):
         """Expected seconds; above 0."""
         return max(self.level + self.slope * (x - self.center), 1e-9)
 
+    def doubted(self, most: float) -> Line:
+        """The same line at the weight of ``most`` observations at most: what comes next counts for more."""
+        part = min(most / self.weight, 1.0) if self.known else 1.0
+        return self._replace(weight=part * self.weight, spread=part * self.spread, joint=part * self.joint)
+
     def seen(self, x: float, seconds: float, keep: float) -> Line:
         """One observation more, the older ones at ``keep`` times their weight."""
         if not seconds > 0:
@@ -53,8 +58,8 @@ class Line(NamedTuple):
         center, level = self.center + off / weight, self.level + above / weight
         spread = keep * self.spread + off * (x - center)
         joint = keep * self.joint + off * (y - level)
-        # Where all observations lie at one x, the slope known before stays.
-        slope = (joint + _RIDGE * self.slope) / (spread + _RIDGE)
+        # Where all observations lie at one x, the slope known before stays in proportion to the level.
+        slope = (joint + _RIDGE * self.slope * level / self.level) / (spread + _RIDGE)
         return Line(self.share, weight, center, level, max(slope, 0.0), spread, joint)
 
 
@@ -78,6 +83,12 @@ class Acceptance(NamedTuple):
     def rates(self) -> tuple[float, ...]:
         """The chance that position j is accepted where those before it were."""
         return tuple(k / n for n, k in zip(self.seen, self.kept, strict=True))
+
+    def doubted(self, most: float) -> Acceptance:
+        """The same rates at the weight of ``most`` drafts at most."""
+        parts = [min(most / n, 1.0) for n in self.seen]
+        seen = tuple(part * n for part, n in zip(parts, self.seen, strict=True))
+        return Acceptance(seen, tuple(part * k for part, k in zip(parts, self.kept, strict=True)))
 
     def counted(self, asked: int, kept: int, keep: float) -> Acceptance:
         """One draft more: of ``asked`` symbols the first ``kept`` were accepted; no draft is none."""

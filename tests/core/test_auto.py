@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 import multispec as ms
-from multispec.asking import Methods, automatic
+from multispec.asking import Asked, Methods, automatic, batch_of
 from multispec.drafters import Among, DraftModel, Jacobi, PromptLookup
 from multispec.errors import UnknownNameError, UsageError
+from multispec.generator import Generator
 from multispec.policies import Auto, Candidate, CostTable, FixedLength, Off
 from multispec.policies.estimates import Acceptance, Line
 from multispec.protocols import Budget, Past
@@ -286,3 +287,60 @@ def test_a_window_takes_part_once_for_each_length() -> None:
     policy = automatic(Jacobi(num_draft_tokens=32))
     assert isinstance(policy, Auto)
     assert [(one.size, one.elastic) for one in policy.candidates] == [(32, False), (8, False)]
+
+
+def _shown(world: World, rounds: int, policy: Auto) -> object:
+    """What it remembers behind so many rounds."""
+    return world.run(policy, rounds).asked[-1].memory
+
+
+def test_what_was_learned_is_not_tried_over_again() -> None:
+    """A useless drafter is not asked at all in a short request, a good one at the best length at once."""
+    useless = [Guess(always(0.0), always(0.5))]
+    learned = _shown(World(useless), 60, Auto())
+    again = World(useless).run(Auto(learned=learned), 12)
+    assert sum(budget.nodes > 0 for budget in again.asked) <= 2
+    good = [Guess(always(0.9), always(0.02))]
+    learned = _shown(World(good), 60, Auto())
+    assert World(good).run(Auto(learned=learned), 1).asked[0].nodes >= 8
+
+
+def test_what_was_learned_is_doubted() -> None:
+    """A text as easy as the last one was hard, and the other way round: tens of rounds, not hundreds."""
+    easy, hard = [Guess(always(0.95), always(0.05))], [Guess(always(0.0), always(0.5))]
+    learned = _shown(World(hard), 300, Auto())
+    assert World(easy).run(Auto(learned=learned), 200).pace > 2.0
+    learned = _shown(World(easy), 300, Auto())
+    assert World([Guess(always(0.0), always(0.05))]).run(Auto(learned=learned), 200).pace > 0.95
+
+
+def test_foreign_memories_are_ignored() -> None:
+    """Of another policy, or of another number of candidates."""
+    two = (Candidate("a", 0), Candidate("b", 1))
+    learned = _shown(World([Guess(always(0.5), always(0.1))] * 2), 40, Auto(candidates=two))
+    for strange in (learned, "something else"):
+        assert Auto(learned=strange).budget(Past(), 7).nodes == 7
+
+
+@pytest.mark.usefixtures("timed")
+def test_requests_alike_share_what_they_learn() -> None:
+    """Same rule, temperature and width; others begin anew, and no symbol changes."""
+    target, draft = (ms.targets.CausalTarget(zoo.build("llama", seed)) for seed in (0, 1))
+    generator = Generator(target, draft=draft)
+    prompts = [IDS, IDS[:3]]
+    cold = ms.Sampling(temperature=0)
+    first = generator.generate(prompts, max_new_tokens=24, sampling=cold)
+    known = generator.methods.experience
+    row = _row_of(generator, prompts, cold)
+    assert isinstance(row.policy, Auto) and row.policy.learned is not None
+    assert _row_of(generator, IDS, cold).policy == replace(row.policy, learned=None)
+    assert _row_of(generator, prompts, ms.Sampling(temperature=1)).policy.learned is None
+    second = generator.generate(prompts, max_new_tokens=24, sampling=cold)
+    assert [one.tokens.tolist() for one in first] == [one.tokens.tolist() for one in second]
+    assert known is generator.methods.experience
+
+
+def _row_of(generator: Any, prompt: Any, sampling: Any) -> Any:
+    """The settings of the first row of such a request."""
+    asked = Asked(sampling=sampling, max_new_tokens=4)
+    return batch_of(generator.target, generator.modality, generator.methods, prompt, asked).rows[0].settings
