@@ -181,7 +181,8 @@ def _note_length(row: Row) -> None:
     usual = row.spec.usual_length
     if usual is None or row.finish_reason != "length" or row.settings.max_new_tokens != usual:
         return
-    _note(row, f"no end within {row.history.position} symbols: it was cut there. Pass max_new_tokens for more")
+    made = row.history.position
+    _note(row, f"no end within {made} symbols: it was cut there. Pass max_new_tokens for more")
 
 
 def _note(row: Row, note: str) -> None:

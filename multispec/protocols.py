@@ -25,13 +25,19 @@ Exactness = Literal["seed", "law", "group", "bounded", "heuristic"]
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What a target can do, the ``way`` it is run, and ``why`` it cannot do the rest."""
+    """What a target can do, the ``way`` it is run, and ``why`` it cannot do the rest.
+
+    ``weights`` says what its linear maps were made to, ``changes`` what of that makes other results than the
+    model's own; both are empty where nobody changed anything.
+    """
 
     supports_tree: bool = True
     supports_rewind: bool = True
     exposes_hidden_states: bool = False
     way: str = ""
     why: str = ""
+    weights: str = ""
+    changes: str = ""
 
 
 class Scores(NamedTuple):

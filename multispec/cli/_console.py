@@ -35,6 +35,14 @@ Profile = Annotated[
         "--profile", help="Write a trace of the generation here, for chrome://tracing or ui.perfetto.dev."
     ),
 ]
+Fast = Annotated[
+    str | None,
+    typer.Option(
+        "--fast",
+        help="How weights are made ready for the processor: auto, off, bfloat16 or int8. The last two change "
+        "what comes out.",
+    ),
+]
 Model = Annotated[str, typer.Option("--model", help='A folder, a hub id, or "text" for the embedded model.')]
 Draft = Annotated[str | None, typer.Option("--draft", help="The draft model: a folder or a hub id.")]
 

@@ -11,9 +11,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
 
+from multispec.cli import _speeds
 from multispec.cli._console import Debug, Json, console, running, table, way_of
 
 REQUIRED = "einops jaxtyping numpy rich safetensors tokenizers torch transformers typer".split()
@@ -38,15 +40,26 @@ class Finding:
     mend: str = ""
 
 
-def doctor(as_json: Json = False, debug: Debug = False) -> None:
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the ways of running the embedded text model, in turn.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show versions and devices, and what is missing with the command that mends it."""
     findings = list(examine())
     usable = all(one.ok for one in findings)
+    with running(debug):
+        measured = list(_speeds.speeds()) if measure and _present("text") else []
     if as_json:
-        rows = [asdict(one) for one in findings]
-        typer.echo(json.dumps({"ok": usable, "findings": rows}, ensure_ascii=False))
+        found: dict[str, Any] = {"ok": usable, "findings": [asdict(one) for one in findings]}
+        found |= {"speeds": [asdict(one) for one in measured]} if measure else {}
+        typer.echo(json.dumps(found, ensure_ascii=False))
     else:
         _show(findings, usable)
+        if measured:
+            _show_speeds(measured)
     if not usable:
         raise typer.Exit(1)
 
@@ -57,6 +70,13 @@ def _show(findings: list[Finding], usable: bool) -> None:
     screen.print(table(("what", "found", "", "to mend it"), rows))
     message = "Everything is usable." if usable else "Something is missing: see the last column."
     screen.print(message, style="green" if usable else "red")
+
+
+def _show_speeds(measured: list[_speeds.Speed]) -> None:
+    rows = [[one.name, one.against, *(f"{ratio:.2f}" for ratio in one.ratios)] for one in measured]
+    heads = [f"{width} symbol{'s' * (width > 1)}" for width in _speeds.WIDTHS]
+    title = "Seconds of a pass of the embedded text model against another way: medians of ratios in turn"
+    console().print(table(("way", "against", *heads), rows, title))
 
 
 def _word(one: Finding) -> str:
@@ -76,6 +96,8 @@ def examine() -> Iterator[Finding]:
         ("files of sounds", _soundfile),
         ("transformers models", _transformers),
         ("devices", _devices),
+        ("processor", _processor),
+        ("C compiler", _compiler),
         ("oneDNN weight packing", _packing),
         *((f"embedded {name} models", partial(_embedded, name)) for name in EMBEDDED),
     ]
@@ -167,33 +189,59 @@ def _devices() -> Finding:
     return Finding(name="devices", found=", ".join([cpu, *gpus]))
 
 
+def _processor() -> Finding:
+    from multispec.targets.fast import processor
+
+    return Finding(name="processor", found=processor())
+
+
+def _compiler() -> Finding:
+    from multispec.errors import UnsupportedError
+    from multispec.targets import native
+
+    name = "C compiler"
+    try:
+        native.library()
+    except UnsupportedError as error:
+        hint = "apt install gcc, or set CC"
+        return Finding(name=name, found=f"{error} Llamas run without passes in C", mend=hint)
+    return Finding(name=name, found=f"{native.compiler() or 'not needed'}: Llamas run by passes in C")
+
+
 def _packing() -> Finding:
     import torch
     import torch.nn.functional as F
 
-    from multispec.targets.fused import can_pack, product
+    from multispec.targets.fast import can_pack, packed
 
     layer = torch.nn.Linear(16, 16)
     name = "oneDNN weight packing"
     if not can_pack(layer.weight):
         return Finding(name=name, found="not available here; weights stay as they are")
-    x = torch.ones(1, 16)
+    x = torch.ones(2, 16)
     with torch.inference_mode():
-        difference = (
-            (product(layer.weight, layer.bias, True)(x) - F.linear(x, layer.weight, layer.bias)).abs().max()
-        )
+        expected = F.linear(x, layer.weight, layer.bias)
+        difference = (packed(layer.weight, layer.bias)(x) - expected).abs().max()
     found = f"works (differs by {float(difference):.1g})"
     return Finding(name=name, found=found, ok=float(difference) < 1e-4, mend="")
 
 
+def _present(modality: str) -> bool:
+    from multispec.loading import assets
+
+    return (assets() / modality / "target" / "config.json").is_file()
+
+
 def _embedded(modality: str) -> Finding:
-    from multispec.loading import assets, load
+    from multispec.loading import load
 
     name = f"embedded {modality} models"
-    if not (assets() / modality / "target" / "config.json").is_file():
+    if not _present(modality):
         needed = modality == "text"
         mend = f"python recipes/train_{modality}.py"
         return Finding(name=name, found="not in this installation", ok=not needed, mend=mend)
     with running(debug=True):
         generator = load(modality)
-    return Finding(name=name, found=f"present, run as {way_of(generator)}")
+    can = generator.target.capabilities
+    why = f" (not otherwise: {can.why})" if can.why else ""
+    return Finding(name=name, found=f"present, run as {way_of(generator)}: {can.weights}{why}")

@@ -15,6 +15,7 @@ from multispec.cli._console import (
     INTERRUPTED,
     Debug,
     Draft,
+    Fast,
     Json,
     Profile,
     console,
@@ -70,6 +71,7 @@ def image(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    fast: Fast = None,
     profile: Profile = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -78,7 +80,8 @@ def image(
     with running(debug):
         files = _Files.of(caption, output, gif, heatmap, count, as_json)
         asked = {"caption": caption, "size": None if size is None else _size(size)}
-        generator = load(model, draft, device=device, dtype=dtype_of(dtype), modality="image")
+        where = {"device": device, "dtype": dtype_of(dtype), "fast": fast}
+        generator = load(model, draft, modality="image", **where)
         settings = {
             "drafter": drafter,
             "verifier": verifier,

@@ -17,6 +17,7 @@ from multispec.cli._console import (
     INTERRUPTED,
     Debug,
     Draft,
+    Fast,
     Json,
     Profile,
     console,
@@ -76,6 +77,7 @@ def speech(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    fast: Fast = None,
     profile: Profile = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -85,7 +87,8 @@ def speech(
         words = sys.stdin.read() if text == "-" else text
         files = _Files.of(words, output, spectrogram, as_json or play)
         _check_loudspeaker(play)
-        generator = load(model, draft, device=device, dtype=dtype_of(dtype), modality="speech")
+        where = {"device": device, "dtype": dtype_of(dtype), "fast": fast}
+        generator = load(model, draft, modality="speech", **where)
         chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = {

@@ -14,6 +14,7 @@ from multispec.cli._console import (
     INTERRUPTED,
     Debug,
     Draft,
+    Fast,
     Json,
     Model,
     Painter,
@@ -56,6 +57,7 @@ def text(
     ] = False,
     device: Annotated[str | None, typer.Option(help="Where to run, such as cpu or cuda.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
+    fast: Fast = None,
     profile: Profile = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -74,7 +76,7 @@ def text(
             "stop": stop or None,
         }
         words = sys.stdin.read() if prompt == "-" else prompt
-        generator = load(model, draft, device=device, dtype=dtype_of(dtype))
+        generator = load(model, draft, device=device, dtype=dtype_of(dtype), fast=fast)
         run = _as_json if as_json else _as_text
         with profiled(profile):
             run(generator, words, settings, output, compare)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from multispec.drafters.self_draft import Itself, SelfDraftSession
 from multispec.drafters.skip_layers import check_length
 from multispec.errors import UnknownNameError, UnsupportedError, UsageError
 from multispec.protocols import Context, DraftSession
+from multispec.targets.fast import int8, int8_kernels
 from multispec.targets.views import Linear
 
 BITS = ("int8", "int4")
@@ -82,32 +82,13 @@ class _Maker:
         if self.bits == "int4":
             whole = inputs % self.group == 0 and out % 16 == 0
             return _int4(weight, bias, self.group) if whole else partial(F.linear, weight=weight, bias=bias)
-        return _int8(weight, bias)
+        return int8(weight, bias, together=True)
 
 
 def _available(bits: str) -> bool:
-    engines = torch.backends.quantized.supported_engines
     if bits == "int8":
-        return any(engine != "none" for engine in engines)
+        return int8_kernels()
     return "_weight_int4pack_mm_for_cpu" in dir(torch.ops.aten)
-
-
-def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Weights to 8 bits per output; activations to 8 bits per pass, as large as they are in it."""
-    scales = weight.detach().float().abs().amax(1).clamp(min=1e-12) / 127
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that its quantised tensors will move elsewhere
-        zeros = torch.zeros(len(scales), dtype=torch.long)
-        small = torch.quantize_per_channel(weight.detach().float(), scales, zeros, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(small, None if bias is None else bias.detach().float())
-    run: Any = torch.ops.quantized.linear_dynamic
-
-    def linear(x: Tensor) -> Tensor:
-        # reduce_range: processors without 8-bit dot products would overflow their 16-bit sums.
-        out: Tensor = run(x.float(), packed, True)
-        return out.to(x.dtype)
-
-    return linear
 
 
 def _int4(weight: Tensor, bias: Tensor | None, group: int) -> Linear:

@@ -242,7 +242,7 @@ class Auto:
 
 
 def _resumed(state: _State) -> _State:
-    """What another request ended with, a little doubted: this text may be another, so the next try is soon."""
+    """What another request ended with, a little doubted: this text may be another, so a try is due soon."""
     arms = tuple(
         one._replace(acceptance=one.acceptance.doubted(_DOUBTED), draft=one.draft.doubted(_DOUBTED))
         for one in state.arms

@@ -1,15 +1,17 @@
 """Decoder-only models of transformers as targets, in the fastest way that gives the model's own
 logits.
 
-Three ways are tried in this order, each compared once with the model's plain forward on a few
-symbols: the fused arithmetic of the Llama family; the model's own modules with our masks and our
-preallocated cache (both take ragged batches and trees); the model's own cache, one row at a time
-(chains only).
+Four ways are tried in this order, each compared once with the model's plain forward on a few symbols: the
+Llama family in C, where there is a compiler and the model is ours; its fused arithmetic; the model's own
+modules with our masks and our preallocated cache (these take ragged batches and trees); the model's own
+cache, one row at a time (chains only). In all but the first, linear maps are made ready for the processor
+where the model is ours: see ``targets.fast``.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +19,20 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from multispec.errors import ModelLoadError, UnsupportedError
+from multispec.errors import ModelLoadError, UnsupportedError, UsageError
 from multispec.protocols import MAX_NODES, Capabilities, TargetSession
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
-from multispec.targets.fused import FusedForward, can_pack
+from multispec.targets.fast import Maker, check_fast, is_replaced, replaced, restored, sharing
+from multispec.targets.fused import FusedForward, as_it_is
 from multispec.targets.masks import Attention
+from multispec.targets.native import NativeForward
+from multispec.targets.padded import COLUMNS, PaddedSession, padded_entries, unsteady
 from multispec.targets.ragged import Forward, Metered, ModuleForward, RaggedSession, entries, entry_bytes
 from multispec.targets.rowwise import RowwiseSession, StateBytes, state_bytes
 from multispec.tree import path_to
+
+# Symbols of a prompt that are run at once where nobody says otherwise.
+_CHUNK, _CHUNKS = 4096, {"cpu": 1024}
 
 
 def decoder_config(model: Any) -> Any:
@@ -127,31 +135,116 @@ class CausalRunner:
 class CausalTarget:
     """Any decoder-only transformers model.
 
-    ``owned`` says that the model is ours alone, so that its weights may be held a second time in
-    the order that the processor likes best.
+    ``owned`` says that the model is ours alone, so that its linear maps may be made ready for the processor:
+    weights are held a second time in the order that it likes best, and modules are given other forwards where
+    the model is run by them. ``fast`` is a name of ``targets.fast.FAST``: "auto" does that up to rounding,
+    "off" runs the model's own modules as they are, "bfloat16" and "int8" change what comes out (and what is
+    made ready is told so, owned or not). ``fused=False`` leaves the arithmetic to the model's own modules.
+
+    Prompts are run in pieces of ``prefill_chunk`` symbols (1024 on a CPU, else 4096), which bounds what a
+    long one takes: masks, and what is between layers. A target that is ``deterministic`` runs every pass in
+    one shape, each row by itself (``targets.padded``), so that plain and speculative decoding give the same
+    bits in any dtype.
 
     Raises:
         ModelLoadError: the model has no weights.
-        UnsupportedError: the model keeps its state in a way that nothing here can follow.
+        UnknownNameError: no such way.
+        UsageError: a piece of less than one symbol.
+        UnsupportedError: the model keeps its state in a way that nothing here can follow, or there are no
+            kernels for int8; ``deterministic`` where passes cannot be padded, or kernels do not keep bits.
     """
 
-    def __init__(self, model: Any, *, owned: bool = False, fused: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        owned: bool = False,
+        fused: bool = True,
+        fast: str = "auto",
+        deterministic: bool = False,
+        prefill_chunk: int | None = None,
+    ) -> None:
         refuse_meta(model)
         self.model = model.eval()
         self.spec = StreamSpec(slots=(Slot(size=vocabulary(model)),), end_ids=end_ids(model))
         self.context_length = context_length(model)
         self.device: torch.device = next(model.parameters()).device
+        self._owned, self._fused, self._fast = owned, fused, check_fast(fast)
+        if prefill_chunk is not None and prefill_chunk < 1:
+            raise UsageError(f"prefill_chunk is a number of symbols, 1 or more: got {prefill_chunk}.")
+        self.prefill_chunk = prefill_chunk or _CHUNKS.get(self.device.type, _CHUNK)
+        self._steady = deterministic
+        self._settle()
+
+    def pad(self) -> None:
+        """Run every pass in one shape from now on: see ``deterministic``.
+
+        Raises:
+            UnsupportedError: passes cannot be padded, or this machine's kernels do not keep the bits.
+        """
+        if not self._steady:
+            self._refuse_unsteady()
+            self._steady = True
+            self._describe()
+
+    def prepare(self, fast: str, /) -> None:
+        """Run the way ``fast`` from now on; the model is ours to change.
+
+        Raises:
+            UnknownNameError: no such way.
+            UnsupportedError: no kernels for it.
+        """
+        if not self._owned or check_fast(fast) != self._fast:
+            self._owned, self._fast = True, check_fast(fast)
+            self._settle()
+
+    def _settle(self) -> None:
         self._reasons: list[str] = []
         self._entry = 0
         self._state: StateBytes | None = None
         self._parallel = True
-        self._forward = self._choose(owned and can_pack(next(model.parameters())), fused)
+        changing = self._owned or self._fast != "auto"
+        if changing:
+            restored(self.model.modules())
+        self._maker = Maker(self._fast if changing else "off")
+        if not changing and any(map(is_replaced, self.model.modules())):
+            self._maker.prepared.note = ", some made ready by another target of this model"
+        self._forward = self._choose()
         if self._forward is None:
-            self._runner = CausalRunner(model)
-            self._parallel = continues(model, self._runner)
+            self._runner = CausalRunner(self.model)
+            self._parallel = continues(self.model, self._runner)
+        self._changes = self._lighten()
+        if self._steady:
+            self._refuse_unsteady()
+        self._describe()
+
+    def _describe(self) -> None:
+        forward = self._forward
+        shape = f" in passes of {COLUMNS} symbols" if self._steady else ""
+        chains = ["deterministic passes score chains"] if self._steady else []
         self.capabilities = Capabilities(
-            supports_tree=self._forward is not None, way=self.way, why="; ".join(self._reasons)
+            supports_tree=self._forward is not None and not self._steady,
+            way=self.way + shape,
+            why="; ".join([*self._reasons, *chains]),
+            weights=forward.held if isinstance(forward, NativeForward) else str(self._maker.prepared),
+            changes=self._changes,
         )
+
+    def _refuse_unsteady(self) -> None:
+        name = type(self.model).__name__
+        if self._forward is None:
+            raise UnsupportedError(
+                f"deterministic pads every pass to one shape, and {name} keeps its state in a cache of its "
+                f"own, where padding would stay ({'; '.join(self._reasons)}). Leave it out: in float32 "
+                "drafts change no symbol as it is."
+            )
+        found = unsteady(self._forward, vocabulary(self.model), COLUMNS, self.context_length)
+        if found is not None:
+            raise UnsupportedError(
+                "deterministic needs kernels that give a symbol the same bits wherever it stands in a pass, "
+                f"and for {name} in {self._forward.like.dtype} on this machine {found}. Use float32 without "
+                "it, where a rounding changes no symbol."
+            )
 
     @property
     def way(self) -> str:
@@ -170,11 +263,14 @@ class CausalTarget:
             )
         self._forward = Metered(self._forward, around)
 
-    def _choose(self, pack: bool, fused: bool) -> Forward | None:
+    def _choose(self) -> Forward | None:
         ways: list[Callable[[], Forward]] = []
         attention = attention_of(self.model)
-        if fused and FusedForward.fits(self.model):
-            ways.append(lambda: FusedForward(self.model, attention, pack))
+        if self._fused and self._fast != "off" and FusedForward.fits(self.model):
+            make = self._maker if self._maker.exact else as_it_is
+            if self._owned and self._fast == "auto":
+                ways.append(lambda: NativeForward(FusedForward(self.model, attention)))
+            ways.append(lambda: FusedForward(self.model, attention, make))
         layers = int(getattr(decoder_config(self.model), "num_hidden_layers", 0))
         ways.append(lambda: ModuleForward(self.model, attention, layers))
         known = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -188,11 +284,56 @@ class CausalTarget:
             self._reasons.append(reason.splitlines()[0])
         return None
 
+    def _lighten(self) -> str:
+        """Make ready what was not made so on the way; says what that changes beyond rounding."""
+        forward, maker = self._forward, self._maker
+        if isinstance(forward, NativeForward):
+            return ""
+        if isinstance(forward, FusedForward):
+            if maker.exact:
+                return ""
+            lighter = forward.with_linear(maker)
+            far = distance(self.model, lighter)
+            self._forward = lighter
+        else:
+            # A forward that was tried and failed may have counted its own.
+            maker.prepared.clear()
+            far = self._replace(maker)
+        if maker.exact or not maker.prepared.done:
+            return ""
+        return f"weights in {maker.fast}: logits move by {far:.2g} of their deviation"
+
+    @torch.inference_mode()
+    def _replace(self, maker: Maker) -> float:
+        """Replace modules in place, where that keeps the model's logits; how far these move."""
+        if maker.fast == "off":
+            return 0.0
+        ids = [value % vocabulary(self.model) for value in (3, 5, 7, 2)]
+        before: list[Tensor] = []
+        together = sharing(self.model, lambda: before.append(_reference(self.model, ids)))
+        changed = replaced([self.model], maker, together)
+        try:
+            far = _far(_reference(self.model, ids), before[0]) if changed else 0.0
+        except Exception:  # whatever it raises means: not this model
+            far = math.nan
+        if not far <= (tolerance(before[0].dtype) if maker.exact else math.inf):
+            restored(changed)
+            maker.prepared.done, maker.prepared.kept["since logits differ"] = 0, len(changed)
+        return far
+
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
         conditioned = any(prompt.conditioning for prompt in prompts)
+        if self._steady and conditioned:
+            raise UnsupportedError(
+                "deterministic pads passes over ids, and a prompt with conditioning runs in the model's own "
+                "cache, which is not padded. Load the model without deterministic for it."
+            )
+        if self._steady and self._forward is not None:
+            room: dict[str, Any] = {"chunk": self.prefill_chunk, "limit": self.context_length}
+            return PaddedSession(self._forward, prompts, capacity, nodes, **room)
         if self._forward is not None and not conditioned:
-            return RaggedSession(self._forward, prompts, capacity, nodes)
+            return RaggedSession(self._forward, prompts, capacity, nodes, chunk=self.prefill_chunk)
         runner = CausalRunner(self.model) if self._forward is not None else self._runner
         return RowwiseSession(runner, prompts, self._parallel)
 
@@ -205,6 +346,8 @@ class CausalTarget:
             return self._state.of(capacity + MAX_NODES)
         if not self._entry:
             self._entry = entry_bytes(self._forward, Prompt(ids=torch.zeros(1, dtype=torch.long)))
+        if self._steady:
+            return self._entry * padded_entries(capacity, MAX_NODES, COLUMNS)
         return self._entry * entries(capacity, MAX_NODES)
 
 
@@ -234,9 +377,17 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if dtype in (torch.float32, torch.float64) else 0.15
 
 
-@torch.inference_mode()
 def disagreement(model: Any, forward: Forward) -> str | None:
     """Why ragged rows and trees through ``forward`` do not give the model's own logits; None if they do."""
+    worst, limit = distance(model, forward), tolerance(forward.like.dtype)
+    if worst <= limit:
+        return None
+    return f"{type(forward).__name__} differs from the model's own forward by {worst:.2g} (limit {limit:.2g})"
+
+
+@torch.inference_mode()
+def distance(model: Any, forward: Forward) -> float:
+    """How far ragged rows and trees through ``forward`` are from the model's own logits, in deviations."""
     size = vocabulary(model)
     prompts = [[3 % size, 5 % size, 7 % size, 2 % size], [4 % size, 6 % size]]
     rows = [Prompt(ids=torch.tensor(ids)) for ids in prompts]
@@ -253,11 +404,8 @@ def disagreement(model: Any, forward: Forward) -> str | None:
         for node in range(-1, len(draft)):
             path = [tokens[step] for step in path_to(draft.parents, node)]
             pairs.append((scores[row][node + 1], [*prompts[row], root, *path]))
-    worst = max(_far(found, _reference(model, ids)) for found, ids in pairs)
-    limit = tolerance(forward.like.dtype)
-    if worst <= limit:
-        return None
-    return f"{type(forward).__name__} differs from the model's own forward by {worst:.2g} (limit {limit:.2g})"
+    far = [_far(found, _reference(model, ids)) for found, ids in pairs]
+    return float(torch.tensor(far).max())  # NaN stays NaN, which is no agreement
 
 
 @torch.inference_mode()

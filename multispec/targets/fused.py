@@ -8,8 +8,8 @@ time goes into Python between kernels, not into the kernels.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +22,6 @@ from multispec.targets.ragged import Forward, ModuleForward
 from multispec.targets.views import Linear, MakeLinear, Sublayers, Watch
 
 FAMILY = frozenset(f"{name}ForCausalLM" for name in ("Emu3", "Llama", "Mistral", "Qwen2", "Qwen3"))
-# Smaller weights sit in the processor's cache, where a plain product is faster (measured).
-_PACKED_FROM = 2**18
 
 
 def merged(modules: list[Any], make: MakeLinear) -> Linear:
@@ -36,23 +34,9 @@ def merged(modules: list[Any], make: MakeLinear) -> Linear:
     return make(weight, bias)
 
 
-def product(weight: Tensor, bias: Tensor | None, pack: bool) -> Linear:
-    """The product with a weight as it is, or with ``pack`` as oneDNN likes it best.
-
-    Weights reordered for oneDNN make a pass over a few rows cost what one row costs on a CPU. They are
-    a copy.
-    """
-    if not pack or weight.numel() < _PACKED_FROM:
-        return lambda x: F.linear(x, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 8)
-    run: Any = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: run(x, packed, bias, "none", [], "")
-
-
-def can_pack(weight: Tensor) -> bool:
-    """True where oneDNN takes reordered float32 weights."""
-    usable = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return usable and torch.backends.mkldnn.is_available()
+def as_it_is(weight: Tensor, bias: Tensor | None) -> Linear:
+    """The product with a weight."""
+    return lambda x: F.linear(x, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -94,13 +78,16 @@ class _Spread(NamedTuple):
 class FusedForward:
     """A ``ragged.Forward`` for the Llama family.
 
-    Passes may name up to ``positions`` positions, also where they hold fewer symbols.
+    ``make`` makes its linear maps ready, as ``targets.fast.Maker`` does. Passes may name up to ``positions``
+    positions, also where they hold fewer symbols.
 
     >>> FusedForward.fits(object())
     False
     """
 
-    def __init__(self, model: Any, attention: Attention, pack: bool, positions: int = 0) -> None:
+    def __init__(
+        self, model: Any, attention: Attention, make: MakeLinear = as_it_is, positions: int = 0
+    ) -> None:
         config = model.config
         self.model = model
         self.attention = attention
@@ -115,7 +102,7 @@ class FusedForward:
         self._cos, self._sin = torch.empty(0), torch.empty(0)
         self._positions = positions
         self._made: dict[MakeLinear, Forward] = {}
-        self._read(partial(product, pack=pack))
+        self._read(make)
 
     def _read(self, make: MakeLinear) -> None:
         kinds = getattr(self.model.config, "layer_types", None) or self.attention.kinds * self.layers
@@ -132,7 +119,17 @@ class FusedForward:
         rope = getattr(config, "rope_parameters", None) or {}
         return bool(config.hidden_act == "silu" and rope.get("rope_type", "default") == "default")
 
-    def without(self, skipped: Sublayers) -> Forward:
+    @property
+    def sublayers(self) -> Sequence[Layer]:
+        """Its layers, as far as they are run."""
+        return self._layers
+
+    def rotations(self, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[end or more, head]`` by position; the sign of a half-turn is in the sines."""
+        self._tables(max(end, self._positions))
+        return self._cos, self._sin
+
+    def without(self, skipped: Sublayers) -> FusedForward:
         """The same weights with some sublayers left out; caches keep their numbers."""
         twin = copy.copy(self)
         twin._made = {}
@@ -156,7 +153,7 @@ class FusedForward:
         """The model's own modules, watched."""
         return ModuleForward(self.model, self.attention, self.layers).observing(watch)
 
-    def reaching(self, positions: int) -> Forward:
+    def reaching(self, positions: int) -> FusedForward:
         """The same, for passes that name up to ``positions`` positions."""
         twin = copy.copy(self)
         twin._positions, twin._made = positions, {}

@@ -94,6 +94,25 @@ def again(length: int, width: int, attention: Attention, like: Tensor, row: int 
     return Pass(masks, table=queries[None], rows=[row])
 
 
+def padded(
+    start: int, width: int, bucket: int, attention: Attention, like: Tensor, limit: int | None = None
+) -> Pass:
+    """A pass of one row over ``width`` symbols behind ``start``, and over keys that end with a whole bucket.
+
+    ``end`` of the pass is that of the keys; no symbol sees what is behind it. Padding that is behind the
+    ``limit`` of a model stands at its last position.
+    """
+    end = -(-(start + width) // bucket) * bucket
+    queries = torch.arange(start, start + width, device=like.device)[None]
+    keys = torch.arange(end, device=like.device)[None]
+    visible = keys[:, None, :] <= queries[:, :, None]
+    masks = {
+        kind: _additive(_kind(visible, queries, keys, kind, attention), like) for kind in attention.kinds
+    }
+    table = queries if limit is None else queries.clamp(max=limit - 1)
+    return Pass(masks, start=start, end=end, table=table)
+
+
 def _limited(attention: Attention, end: int) -> bool:
     limits = [limit for limit in (attention.window, attention.chunk) if limit is not None]
     return any(kind != "full_attention" for kind in attention.kinds) and end > min(limits, default=end)
@@ -106,6 +125,10 @@ def chain_mask(start: int, width: int, like: Tensor) -> Tensor | None:
     if width == 1 or start == 0:
         # One query sees all; with nothing committed the square causal mask is built in.
         return None
+    if width > _BAND:  # a piece of a long prompt: nobody wants that mask again
+        lowest = torch.finfo(like.dtype).min
+        whole = torch.full((width, start + width), lowest, dtype=like.dtype, device=like.device)
+        return whole.triu_(start + 1)[None, None]
     # Queries that begin at ``start`` see what the band's rows see when it is shifted to end with them.
     room = _BAND * (1 + (start + width) // _BAND)
     band = _band(_BAND * (1 + width // _BAND), room, like.dtype, like.device)

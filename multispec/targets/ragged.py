@@ -147,7 +147,8 @@ class RaggedSession:
     """Rows of one batch; the cache is allocated once, and rows that join take the places of those that left.
 
     ``bind`` makes the forward of a batch whose prompts hold more than ids: ``rows`` of a ``Pass`` are places
-    in the list that it was given.
+    in the list that it was given. Prompts are run in pieces of ``chunk`` symbols, or whole where it is None:
+    masks, and what is between layers, then take memory in proportion to a piece.
     """
 
     def __init__(
@@ -157,8 +158,9 @@ class RaggedSession:
         capacity: Sequence[int],
         nodes: int,
         bind: Bind | None = None,
+        chunk: int | None = None,
     ) -> None:
-        self.forward = forward
+        self.forward, self._chunk = forward, chunk
         self.prompts = dict(enumerate(prompts))
         self.rows = list(self.prompts)
         self._bind, self._nodes = bind, nodes
@@ -199,23 +201,35 @@ class RaggedSession:
         return forward
 
     def prefill(self) -> Scores:
-        """Run all prompts in one pass; logits after the last symbol of each."""
+        """Run all prompts together; logits after the last symbol of each."""
         return self._prefill(self.rows, self.cache)
 
     def _prefill(self, rows: Sequence[int], cache: RaggedCache) -> Scores:
-        device, prompts = self.forward.like.device, [self.prompts[row] for row in rows]
+        prompts = [self.prompts[row] for row in rows]
         sizes = [len(prompt.ids) for prompt in prompts]
         ids = torch.zeros((len(sizes), max(sizes)), dtype=torch.long)
         for place, prompt in enumerate(prompts):
             ids[place, : sizes[place]] = prompt.ids
-        last = sorted({size - 1 for size in sizes})
-        parents = [chain_parents(max(sizes) - 1)] * len(sizes)
-        step = self._plan(rows, cache, parents, max(sizes), prefill=True)
-        keep = torch.tensor(last, device=device)
-        logits = self.forward(ids.to(device), step, cache, keep)
+        found: dict[int, Tensor] = {}
+        for start in range(0, max(sizes), self._chunk or max(sizes)):
+            # Rows that have ended run on in step with the others: what that writes is written over.
+            cache.ledger.lengths = [start] * len(sizes)
+            piece = ids[:, start : start + (self._chunk or max(sizes))]
+            found |= self._piece(rows, cache, piece, [size - 1 - start for size in sizes])
         cache.ledger.lengths = list(sizes)
-        picked = [logits[place, last.index(size - 1)][None] for place, size in enumerate(sizes)]
-        return Scores(logits=picked)
+        return Scores(logits=[found[place] for place in range(len(sizes))])
+
+    def _piece(
+        self, rows: Sequence[int], cache: RaggedCache, ids: Tensor, last: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Run a piece of the prompts: logits ``[1, V]`` of those whose ``last`` symbol is a column of it."""
+        width, device = ids.shape[1], self.forward.like.device
+        step = self._plan(rows, cache, [chain_parents(width - 1)] * len(rows), width, prefill=True)
+        ended = {place: column for place, column in enumerate(last) if 0 <= column < width}
+        columns = sorted(set(ended.values())) or [width - 1]
+        keep = torch.tensor(columns, device=device)
+        logits = self.forward(ids.to(device), step, cache, keep)
+        return {place: logits[place, columns.index(column)][None] for place, column in ended.items()}
 
     def join(
         self, rows: Sequence[int], prompts: Sequence[Prompt], capacity: Sequence[int], /

@@ -379,7 +379,7 @@ def test_the_text_model_shares_its_weights() -> None:
     ids = guided(CAPTIONS[0]).ids[None]
     with torch.inference_mode():
         torch.testing.assert_close(shell(ids).logits, model()(ids).logits)
-    assert disagreement(shell, FusedForward(shell, attention_of(shell), False)) is None
+    assert disagreement(shell, FusedForward(shell, attention_of(shell))) is None
     target = family().target
     assert isinstance(target, CausalTarget)
     assert target.way in ("FusedForward", "ModuleForward")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -25,7 +25,7 @@ from multispec.drafters import (
     search_layers,
 )
 from multispec.drafters.layer_search import Space, Tried, expected_speed
-from multispec.drafters.quantised import _int4, _int8
+from multispec.drafters.quantised import _int4
 from multispec.drafters.self_draft import borrowed
 from multispec.drafters.sparse_cache import SELECTIONS
 from multispec.errors import UnknownNameError, UnsupportedError, UsageError
@@ -35,6 +35,7 @@ from multispec.protocols import Budget, Context, Drafter, Request
 from multispec.sampling import CounterNoise, Noise, Sampling
 from multispec.stream import Draft, Prompt
 from multispec.targets import CausalTarget, target_for
+from multispec.targets.fast import int8
 from multispec.targets.masks import Pass
 from multispec.targets.ragged import RaggedSession
 from multispec.targets.views import Modules, Sublayers, Watch
@@ -408,7 +409,10 @@ def test_expected_speed_by_hand() -> None:
 # ---- quantised ----
 
 
-@pytest.mark.parametrize(("make", "limit"), [(_int8, 0.03), (lambda w, b: _int4(w, b, 32), 0.15)])
+@pytest.mark.parametrize(
+    ("make", "limit"),
+    [(int8, 0.03), (partial(int8, together=True), 0.03), (lambda w, b: _int4(w, b, 32), 0.15)],
+)
 def test_a_quantised_map_is_near_its_own(make: Any, limit: float) -> None:
     """With and without a bias, over any leading shape."""
     generator = torch.Generator().manual_seed(0)
@@ -465,7 +469,7 @@ def test_snapkv_keeps_what_the_last_queries_look_at() -> None:
     session, context = opened("llama")
     drafter = SparseCache("snapkv", budget=40)
     drafting: Any = drafter.begin(context)
-    pick = drafter.chosen(drafting._itself, 0, LONG)
+    pick = drafter.chosen(drafting._few._itself, 0, LONG)
     before = len(LONG) - 32
     for layer, weights in enumerate(attention_of(LONG)):
         seen = weights[:, -32:, :before]
@@ -481,7 +485,7 @@ def test_retrieval_keeps_the_chunks_that_the_last_query_likes() -> None:
     session, context = opened("llama")
     drafter = SparseCache("retrieval", budget=52)
     drafting: Any = drafter.begin(context)
-    found = drafter.chosen(drafting._itself, 0, LONG)
+    found = drafter.chosen(drafting._few._itself, 0, LONG)
     watch = Watch()
     Modules(model("llama"), LAYERS).observing(watch)(input_ids=torch.tensor([LONG]), use_cache=False)
     for layer in session.cache.ragged:

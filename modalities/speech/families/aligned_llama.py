@@ -43,10 +43,12 @@ from multispec.protocols import MAX_NODES, Capabilities, Scores, Target, TargetS
 from multispec.sampling import Sampling
 from multispec.stream import Draft, Prompt, Slot, StreamSpec
 from multispec.targets.causal import attention_of, context_length, refuse_meta, tolerance
-from multispec.targets.fused import FusedForward, can_pack
+from multispec.targets.fast import Maker
+from multispec.targets.fused import FusedForward, as_it_is
 from multispec.targets.loading import load_model
 from multispec.targets.masks import Pass
-from multispec.targets.ragged import RaggedSession, entries, entry_bytes
+from multispec.targets.native import attempted
+from multispec.targets.ragged import Forward, Layered, RaggedSession, entries, entry_bytes
 from multispec.tree import path_to
 
 
@@ -213,7 +215,7 @@ class Scale:
 class AlignedForward:
     """A ``ragged.Forward`` of one batch, which gives every pass the positions of its ``scale``."""
 
-    def __init__(self, inner: FusedForward, scale: Scale, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, inner: Forward, scale: Scale, prompts: Sequence[Prompt]) -> None:
         self.layers, self.attention, self.like = inner.layers, inner.attention, inner.like
         self._inner = inner
         self._places = [scale.places(prompt.ids) for prompt in prompts]
@@ -255,11 +257,29 @@ class AlignedTarget:
         self.context_length = context_length(model)
         self.device: torch.device = next(model.parameters()).device
         self.spec = StreamSpec(slots=(Slot(size=int(model.config.vocab_size)),))
-        self.capabilities = Capabilities(way=AlignedForward.__name__)
-        packed = can_pack(next(model.parameters()))
-        self._inner = FusedForward(model, attention_of(model), packed, self.context_length or 0)
         self._entry = 0
+        self.prepare("auto")
+
+    def prepare(self, fast: str, /) -> None:
+        """Make the linear maps ready the way ``fast``: see ``targets.CausalTarget``.
+
+        Raises:
+            UnknownNameError: no such way.
+            UnsupportedError: no kernels for it; a model that runs otherwise that way.
+        """
+        maker, attention, positions = Maker(fast), attention_of(self.model), self.context_length or 0
+        native = attempted(self.model, attention, positions) if fast == "auto" else None
+        make = maker if maker.exact else as_it_is
+        inner: Layered = native or FusedForward(self.model, attention, make, positions)
+        self._inner: Forward = inner
         self._check()
+        if not maker.exact:
+            self._inner = inner.with_linear(maker)
+        self.capabilities = Capabilities(
+            way=AlignedForward.__name__,
+            weights=str(maker.prepared) if native is None else native.held,
+            changes="" if maker.exact else f"weights in {fast}",
+        )
 
     def begin(self, prompts: Sequence[Prompt], capacity: Sequence[int], nodes: int) -> TargetSession:
         """Open a session over these prompts."""
