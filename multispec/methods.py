@@ -65,8 +65,8 @@ _NEEDS: Mapping[Any, str] = {
 _INNER = "prompt_lookup"
 # Drafters that copy, guess or iterate: what they draft comes without a law q. Windows do so where they begin.
 _GIVEN = frozenset(
-    "anpd cacheback depth_ngram jacobi llma lookahead max_gram n_grammys previous_frame prompt_lookup rest "
-    "row_copy suffix_automaton suffix_decoding token_recycling".split()
+    "anpd cacheback depth_ngram jacobi llma lookahead max_gram n_grammys pld_plus previous_frame "
+    "prompt_lookup rest row_copy suffix_automaton suffix_decoding token_recycling".split()
 )
 _WINDOWS = frozenset(("sjd", "scd_mc", "sjd_pac"))
 _ITERATING = frozenset(("jacobi", "lookahead", "zipar", *_WINDOWS))
@@ -232,6 +232,14 @@ PRESETS: tuple[Preset, ...] = (
         "At most two steps of intensity away from the greedy symbol.",
         k=1,
         distance=2,
+    ),
+    _preset(
+        "metasd",
+        policies.UCB,
+        "Kim et al. 2024 (MetaSD), multiple drafters as a bandit",
+        "Chooses the drafter alone, by the share of its five symbols that are accepted; for among.",
+        lengths=(5,),
+        draft_costs=(0.1, 0.1),
     ),
     _preset(
         "kangaroo_stop",
@@ -608,12 +616,22 @@ def pair_trouble(drafter: Drafter, verifier: Verifier, greedy: bool = False) -> 
             "without one: use a drafter that draws, as draft_model or sjd:start=uniform, or another rule, as "
             "cascade_token_v3."
         )
+    if isinstance(verifier, verifiers.Optimal | verifiers.SpecHub) and _sized_by_draws(drafter):
+        return (
+            f"{verifier.name} judges the siblings behind a node together, and how many dyspec draws there "
+            "follows from what it drew before: use rejection or traversal, or the structure rsd_c."
+        )
     if greedy and _asks_how_sure(verifier):
         return (
             f"{verifier.name} asks how sure the drafter is, and at temperature 0 it always is: use the rule "
             "cascade_token_v3, or a temperature above 0."
         )
     return ""
+
+
+def _sized_by_draws(drafter: Drafter) -> bool:
+    structure = getattr(drafter, "structure", None)
+    return isinstance(structure, structures.DySpecTree) and structure.sample
 
 
 def _why_no_tree(drafter: Drafter, verifier: Verifier, trees: bool) -> str:

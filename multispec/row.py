@@ -235,7 +235,7 @@ class Row:
         # A symbol that is an argmax tells by itself that its place is sound; others have to be looked at.
         if self.settings.verifier.coupled and all(law.finite_at(nodes, verdict.tokens)):
             return len(verdict.tokens)
-        invalid = law.invalid_places()
+        invalid = law.invalid_places(nodes)
         for depth, node in enumerate((-1, *verdict.path)):
             if node + 1 in invalid:
                 if depth:

@@ -26,6 +26,8 @@ MAX_SEED = 2**63 - 1
 DENSE_VOCABULARY = 32_768
 # Positions that are hashed at once: enough for two threads to share the logarithms.
 _BLOCK = 16
+# Up to so many single draws are hashed one by one.
+_FEW = 8
 
 
 def _require(holds: bool, rule: str, got: object, todo: str) -> None:
@@ -144,9 +146,12 @@ class Law:
         scores = self.scores.numpy() if self.scores.device.type == "cpu" else self.scores
         return [math.isfinite(scores[pair]) for pair in zip(places, symbols, strict=True)]
 
-    def invalid_places(self) -> list[int]:
-        """Places where no symbol can be drawn: NaN, +inf, or -inf everywhere."""
-        return [i for i, top in enumerate(self.scores.amax(-1).tolist()) if not math.isfinite(top)]
+    def invalid_places(self, among: Sequence[int] | None = None) -> list[int]:
+        """Places (``among`` these) where no symbol can be drawn: NaN, +inf, or -inf everywhere."""
+        places = range(len(self)) if among is None else among
+        scores = self.scores if among is None else self.scores[list(among)]
+        tops = zip(places, scores.amax(-1).tolist(), strict=True)
+        return [place for place, top in tops if not math.isfinite(top)]
 
 
 class Purpose(IntEnum):
@@ -261,8 +266,12 @@ class CounterNoise:
         device: torch.device | None = None,
     ) -> Float[Tensor, " n"]:
         """One float64 uniform in the open interval (0, 1) per position."""
-        keys = torch.tensor(self.keys(positions, purpose, extra), dtype=torch.int64, device=device)
-        return _uniform(_mix_(keys))
+        keys = self.keys(positions, purpose, extra)
+        if len(keys) <= _FEW:
+            # The same numbers without a dozen small operations on tensors.
+            found = [((_mix(key & _MASK) >> 12) + 0.5) * 2.0**-52 for key in keys]
+            return torch.tensor(found, dtype=torch.float64, device=device)
+        return _uniform(_mix_(torch.tensor(keys, dtype=torch.int64, device=device)))
 
     def gumbel(
         self,

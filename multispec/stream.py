@@ -266,7 +266,7 @@ class Draft:
                 f"{vocab_size} symbols."
             )
         total = self.q.sum(-1)
-        fair = torch.isclose(total, torch.ones_like(total), atol=1e-4) & (self.q >= 0).all(-1)
+        fair = torch.isclose(total, torch.ones_like(total), atol=1e-4) & (self.q.amin(-1) >= 0)
         drawn = self.q.gather(-1, self.tokens.to(self.q.device)[:, None])[:, 0] > 0
         if not bool((fair & drawn).all()):
             raise DraftError(

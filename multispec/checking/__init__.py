@@ -13,7 +13,7 @@ from multispec.checking.drafters import default_drafters
 from multispec.checking.laws import g_test
 from multispec.checking.prompts import default_prompts
 from multispec.checking.results import CheckResult
-from multispec.checking.rows import check_model, iter_checks
+from multispec.checking.rows import check_model, iter_checks, left_out
 
 __all__ = [
     "CheckResult",
@@ -22,4 +22,5 @@ __all__ = [
     "default_prompts",
     "g_test",
     "iter_checks",
+    "left_out",
 ]

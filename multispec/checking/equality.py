@@ -99,6 +99,11 @@ class Equality:
             self._cases = [self._case(*pair, seed) for seed, pair in enumerate(pairs)]
         return self._cases
 
+    @property
+    def left_out(self) -> list[str]:
+        """The settings that a short check does not try."""
+        return [name for name in SETTINGS if self.quick and name not in _QUICK]
+
     def _case(self, name: str, place: int, seed: int) -> Case:
         sampling = Sampling(seed=seed, **SETTINGS[name])
         plain = self._generate(self.prompts[place], sampling)

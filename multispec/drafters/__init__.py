@@ -21,6 +21,7 @@ from multispec.drafters.max_gram import MaxGram
 from multispec.drafters.merged import Merged
 from multispec.drafters.n_grammys import NGrammys
 from multispec.drafters.ngram_model import NgramCounts, NgramModel
+from multispec.drafters.pld_plus import PLDPlus
 from multispec.drafters.previous_frame import PreviousFrame
 from multispec.drafters.prompt_lookup import PromptLookup
 from multispec.drafters.quantised import Quantised
@@ -38,6 +39,7 @@ from multispec.drafters.suffix_automaton import SuffixAutomatonDrafter
 from multispec.drafters.suffix_decoding import SuffixDecoding
 from multispec.drafters.swift import Swift
 from multispec.drafters.token_recycling import TokenRecycling
+from multispec.drafters.triforce import TriForce
 from multispec.drafters.zipar import ZipAR
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "NGrammys",
     "NgramCounts",
     "NgramModel",
+    "PLDPlus",
     "PreviousFrame",
     "PromptLookup",
     "Quantised",
@@ -80,6 +83,7 @@ __all__ = [
     "SuffixDecoding",
     "Swift",
     "TokenRecycling",
+    "TriForce",
     "ZipAR",
     "build_datastore",
     "search_layers",

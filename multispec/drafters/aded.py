@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from multispec.drafters.ranked import Ranked
 from multispec.drafters.references import References, reference_ids, require_at_least
 from multispec.drafters.window import each_stream
 from multispec.errors import UsageError
@@ -62,7 +62,7 @@ class ADED:
             raise UsageError(f"aded explores with c1 >= 0 and c2 > 0: got c1={self.c1}, c2={self.c2}.")
         texts = reference_ids(self.name, self.references)
         object.__setattr__(self, "references", texts)
-        grams = _Grams()
+        grams = _Grams(self.width)
         for text in texts:
             grams.add(text, 0, 1)
         object.__setattr__(self, "_grams", grams)
@@ -74,19 +74,27 @@ class ADED:
 
 
 class _Grams:
-    """Counts of what followed a pair, and a symbol."""
+    """Counts of what followed a pair, and a symbol; of the latter, which has many followers, the best.
 
-    def __init__(self) -> None:
-        self.three: dict[_Pair, Counter[int]] = {}
-        self.two: dict[int, Counter[int]] = {}
+    Those of a pair are counted in dictionaries of their own: there are many pairs, with few followers each.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.three: dict[_Pair, dict[int, int]] = {}
+        self.two: dict[int, Ranked] = {}
 
     def add(self, ids: Sequence[int], first: int, weight: int) -> None:
         """Count the n-grams that end at ``first`` or behind it."""
         for place in range(max(first, 1), len(ids)):
-            self.two.setdefault(ids[place - 1], Counter())[ids[place]] += weight
+            x, y = ids[place - 1], ids[place]
+            known = self.two.get(x)
+            if known is None:
+                known = self.two[x] = Ranked(self.width)
+            known.add(y, weight)
             if place > 1:
-                pair = ids[place - 2], ids[place - 1]
-                self.three.setdefault(pair, Counter())[ids[place]] += weight
+                three = self.three.setdefault((ids[place - 2], x), {})
+                three[y] = three.get(y, 0) + weight
 
 
 @dataclass
@@ -97,21 +105,25 @@ class _Node:
     visits: list[int] = field(init=False)
     values: list[float] = field(init=False)
     behind: dict[int, _Node] = field(default_factory=dict)
+    walks: int = 0
 
     def __post_init__(self) -> None:
         self.visits, self.values = [0] * len(self.actions), [0.0] * len(self.actions)
 
     def best(self, c1: float, c2: float) -> int:
         """The action with the largest score; before any visit the likeliest."""
-        total = sum(self.visits)
+        total = self.walks
         explore = (c1 + math.log((total + c2 + 1) / c2)) * math.sqrt(max(total, 1))
-        return max(
-            range(len(self.actions)),
-            key=lambda a: self.values[a] + explore * self.actions[a][1] / (1 + self.visits[a]),
-        )
+        found, highest = 0, -math.inf
+        for a, (visits, value) in enumerate(zip(self.visits, self.values, strict=True)):
+            score = value + explore * self.actions[a][1] / (1 + visits)
+            if score > highest:
+                found, highest = a, score
+        return found
 
     def add(self, a: int, value: float) -> None:
         """One more walk through an action."""
+        self.walks += 1
         self.visits[a] += 1
         self.values[a] += (value - self.values[a]) / self.visits[a]
 
@@ -122,8 +134,12 @@ class _Search:
     corpus: _Grams
     vocab_size: int
     tree: bool
-    own: _Grams = field(default_factory=_Grams)
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self.own = _Grams(self.asked.width)
+        # What may follow a state in this round: many nodes of a search stand behind the same symbols.
+        self.actions: dict[tuple[int, ...], list[tuple[int, float]]] = {}
 
     def propose(self, request: Request) -> Draft:
         """Take in what was emitted, walk, and pack the nodes visited most."""
@@ -131,6 +147,7 @@ class _Search:
         ids = history.ids[history.first :]
         self.own.add(ids, self.done, asked.weight)
         self.done = len(ids)
+        self.actions.clear()
         if not ids:
             return Draft.empty()
         root = self._node(tuple(ids[-2:]))
@@ -139,16 +156,29 @@ class _Search:
         return self._packed(root, request.budget.nodes)
 
     def _node(self, last: tuple[int, ...]) -> _Node:
-        pair = last if len(last) == 2 else None
-        found: Counter[int] = Counter()
-        for grams in (self.own, self.corpus):
-            found += grams.three.get((pair[0], pair[1]), Counter()) if pair else Counter()
-        if not found:
-            for grams in (self.own, self.corpus):
-                found += grams.two.get(last[-1], Counter())
-        total = sum(found.values())
-        best = found.most_common(self.asked.width)
-        return _Node([(x, n / total) for x, n in best if x < self.vocab_size])
+        found = self.actions.get(last)
+        if found is None:
+            found = self.actions[last] = self._behind_pair(last) or self._behind_symbol(last[-1])
+        return _Node(found)
+
+    def _behind_pair(self, last: tuple[int, ...]) -> list[tuple[int, float]]:
+        if len(last) < 2:
+            return []
+        pair = last[0], last[1]
+        own, corpus = self.own.three.get(pair, {}), self.corpus.three.get(pair, {})
+        counts = own if not corpus else {x: own.get(x, 0) + corpus.get(x, 0) for x in {**own, **corpus}}
+        return self._shares(counts, sum(counts.values()))
+
+    def _behind_symbol(self, x: int) -> list[tuple[int, float]]:
+        """Of the best of either: what is best of both together is hardly ever another one."""
+        found = [known for grams in (self.own, self.corpus) if (known := grams.two.get(x)) is not None]
+        best = dict.fromkeys(y for known in found for y in known.best)
+        counts = {y: sum(known.counts.get(y, 0) for known in found) for y in best}
+        return self._shares(counts, sum(known.total for known in found))
+
+    def _shares(self, counts: dict[int, int], total: int) -> list[tuple[int, float]]:
+        best = sorted(counts, key=counts.__getitem__, reverse=True)[: self.asked.width]
+        return [(x, counts[x] / total) for x in best if x < self.vocab_size]
 
     def _walk(self, node: _Node, last: tuple[int, ...]) -> None:
         """Down to a new state or to the end, and back up with what the walk is worth below each state."""
@@ -164,7 +194,7 @@ class _Search:
             if new:
                 break
         # What goes on behind the last state is as likely as its best action, symbol after symbol.
-        p = max((share for _, share in node.actions), default=0.0)
+        p = node.actions[0][1] if node.actions else 0.0
         value = sum(p**d for d in range(1, self.asked.length - len(trail) + 1))
         for state, a in reversed(trail):
             value = state.actions[a][1] * (1 + value)

@@ -110,6 +110,8 @@ class _Cache:
 
     def _drawable(self, gram: _Gram) -> _Gram:
         """The symbols before the first that the target does not have."""
+        if max(gram) < self.vocab_size:
+            return gram
         end = next((i for i, x in enumerate(gram) if x >= self.vocab_size), len(gram))
         return gram[:end]
 

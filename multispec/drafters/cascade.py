@@ -30,9 +30,8 @@ class Cascade:
     The vertical cascade of Chen et al. (2023), "Cascade Speculative Drafting for Even Faster LLM Inference",
     section 4.1: every stage is the target of the next, down to one that costs nothing (``MaxGram``). The
     second stage of Spector and Re (2023), "Accelerating LLM Inference with Staged Speculative Decoding",
-    section 3.2, with ``NgramModel`` as ``drafter``; the hierarchy of Sun et al. (2024), "TriForce", section
-    4.2, with the target on a sparse cache as ``model`` and a tiny ``DraftModel`` as ``drafter``. Cascades
-    nest: ``drafter`` may be a ``Cascade``.
+    section 3.2, with ``NgramModel`` as ``drafter``. Cascades nest: ``drafter`` may be a ``Cascade``. The
+    hierarchy of TriForce, where the model is the target itself on a sparse cache, is ``TriForce``.
 
     In each inner round ``drafter`` drafts ``inner_tokens`` symbols at most behind those drafted so far, the
     model runs them in one pass, and they are kept as long as they pass: with min(1, q / r) for an inner law
@@ -76,7 +75,7 @@ class Cascade:
         model = ModelRows(self.name, self._target, context, guidance=self.guidance)
         room = {row: most + self.num_draft_tokens for row, most in context.capacity.items()}
         inner = self.drafter.begin(replace(context, capacity=room, trees=False))
-        return _Session(model, inner, self.inner_tokens)
+        return CascadeSession(model, inner, self.inner_tokens)
 
 
 @dataclass
@@ -118,7 +117,7 @@ class _Walk:
         return Draft.chain(self.tokens, None if self.request.coupled else torch.cat(self.q))
 
 
-class _Session:
+class CascadeSession:
     """The model over the rows of a batch, and the session of the stage below."""
 
     def __init__(self, model: ModelRows, inner: DraftSession, inner_tokens: int) -> None:

@@ -268,7 +268,11 @@ class Datastore:
         count = last - first
         rows = np.arange(first, last) if count <= most else first + np.arange(most) * count // most
         starts = np.asarray(self._order)[rows].astype(np.int64) + n
-        places = starts[:, None] + np.arange(length)
-        symbols = self._ids[np.minimum(places, self.symbols - 1)].astype(np.int64)
-        ended = np.logical_or.accumulate((symbols == self.vocab_size) | (places >= self.symbols), axis=1)
-        return np.where(ended, self.vocab_size, symbols)
+        places = starts + np.arange(length)[:, None]
+        symbols: NDArray[np.int64] = self._ids[np.minimum(places, self.symbols - 1)].astype(np.int64)
+        # The last symbol of all ends a text, so what would lie behind it ends one too.
+        ended = symbols == self.vocab_size
+        for before, now in zip(ended, ended[1:], strict=False):
+            now |= before
+        symbols[ended] = self.vocab_size
+        return symbols.T

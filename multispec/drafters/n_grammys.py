@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from multispec.drafters.ranked import Ranked
 from multispec.drafters.references import require_at_least
 from multispec.drafters.window import each_stream
 from multispec.errors import IncompatibleModelsError, UnsupportedError
@@ -108,7 +109,7 @@ class _Mixed:
     table: list[list[int]] | None
     # where each n-gram of the context was followed by something
     places: dict[tuple[int, ...], list[int]] = field(default_factory=dict)
-    counted: dict[int, Counter[int]] = field(default_factory=dict)
+    counted: dict[int, Ranked] = field(default_factory=dict)
     done: int = 0
 
     def propose(self, request: Request) -> Draft:
@@ -131,15 +132,18 @@ class _Mixed:
             if end - query >= first:
                 self.places.setdefault(tuple(ids[end - query : end]), []).append(end)
             if self.table is None:
-                self.counted.setdefault(ids[end - 1], Counter())[ids[end]] += 1
+                known = self.counted.get(ids[end - 1])
+                if known is None:
+                    known = self.counted[ids[end - 1]] = Ranked(self.rows)
+                known.add(ids[end])
         self.done = len(ids)
 
     def _mixed(self, ids: list[int], first: int, width: int) -> Iterator[tuple[int, ...]]:
         if len(ids) - first >= self.asked.query:
             places = self.places.get(tuple(ids[len(ids) - self.asked.query :]), [])[-_LATEST:]
             # The latest first: the sort by counts is stable.
-            counts = Counter(self._drawable(ids[place : place + width]) for place in reversed(places))
-            yield from sorted(counts, key=lambda row: -counts[row])
+            counts = Counter([tuple(ids[place : place + width]) for place in reversed(places)])
+            yield from (self._drawable(row) for row in sorted(counts, key=counts.__getitem__, reverse=True))
         for x in self._successors(ids[-1], self.rows) if len(ids) > first else ():
             row = [x]
             while len(row) < width and (following := self._successors(row[-1], 1)):
@@ -149,10 +153,13 @@ class _Mixed:
     def _successors(self, x: int, count: int) -> list[int]:
         if self.table is not None:
             return self.table[x][:count] if x < len(self.table) else []
-        return [y for y, _ in self.counted.get(x, Counter()).most_common(count)]
+        known = self.counted.get(x)
+        return [] if known is None else known.best[:count]
 
-    def _drawable(self, row: list[int]) -> tuple[int, ...]:
+    def _drawable(self, row: Sequence[int]) -> tuple[int, ...]:
         """The symbols before the first that the target does not have."""
+        if max(row, default=0) < self.vocab_size:
+            return tuple(row)
         end = next((i for i, x in enumerate(row) if x >= self.vocab_size), len(row))
         return tuple(row[:end])
 

@@ -61,7 +61,7 @@ class Itself:
 
     def drafting(self, open_: Open, nodes: int) -> DraftModelSession:
         """The walk of a draft model over a session that ``open_`` opens."""
-        drafting = DraftModelSession(_Borrowed(self, open_), self.context, nodes)
+        drafting = DraftModelSession(Borrowed(self, open_), self.context, nodes)
         drafting.calls = 0  # its prompts were run by the target
         return drafting
 
@@ -102,7 +102,7 @@ def _layered(session: RaggedSession, target: Target, name: str) -> Layered:
     )
 
 
-class _Borrowed:
+class Borrowed:
     """The target as a draft model sees it."""
 
     def __init__(self, itself: Itself, open_: Open) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -73,14 +74,22 @@ class SparseCache:
         Raises:
             UnsupportedError: layers that look back a window or a chunk only.
         """
-        itself = Itself(context, self.name)
+        return SparseSession(self, self.itself(context, self.name))
+
+    def itself(self, context: Context, name: str) -> Itself:
+        """The target of a context, for a drafter of that name.
+
+        Raises:
+            UnsupportedError: a target without such a cache, or layers that look back a part of it only.
+        """
+        itself = Itself(context, name)
         kinds = set(itself.forward.attention.kinds)
         if kinds != {"full_attention"}:
             raise UnsupportedError(
-                f"sparse_cache chooses among all entries of a cache, and layers of this target look at a "
+                f"{name} chooses among all entries of a cache, and layers of this target look at a "
                 f"part of them already: {sorted(kinds - {'full_attention'})}. Use skip_layers or early_exit."
             )
-        return SparseSession(self, itself)
+        return itself
 
     def chosen(self, itself: Itself, row: int, ids: Sequence[int]) -> Callable[[RaggedLayer], Tensor]:
         """Which committed entries of a row to keep: for a layer, indices ``[heads, n]`` or ``[1, n]``.
@@ -152,12 +161,16 @@ class _Shifted:
         return self._full(ids, moved, cache, keep)
 
 
-class _FewEntries:
-    """A ``TargetSession`` over copies of chosen entries of rows of the target's cache."""
+class FewEntries:
+    """A ``TargetSession`` over copies of chosen entries of rows of the target's cache.
 
-    def __init__(self, asked: SparseCache, itself: Itself, rows: Sequence[int], nodes: int) -> None:
+    Who drafts with it does so inside ``current``, and names rows by their place among ``itself.rows()``.
+    """
+
+    def __init__(self, asked: SparseCache, itself: Itself, nodes: int = MAX_NODES) -> None:
         self._asked, self._base, self._itself = asked, itself.session, itself
-        self._sources = list(rows)
+        rows = self._sources = itself.rows()
+        self._places = {row: place for place, row in enumerate(rows)}
         base = itself.session.cache.ledger
         self._offsets = dict.fromkeys(range(len(rows)), 0)
         # How many symbols of a row were there when its entries were chosen; -1: they were not yet.
@@ -171,6 +184,23 @@ class _FewEntries:
     def prefill(self) -> Scores:
         """Nothing to run: the target ran the prompts."""
         return Scores(logits=[self._few.forward.like.new_zeros(1, 1)] * len(self._sources))
+
+    @contextmanager
+    def current(self, requests: Sequence[Request]) -> Iterator[None]:
+        """Follow what the target has committed; at the end forget what was drafted inside."""
+        for request in requests:
+            if request.budget.nodes > 0:
+                for branch in self._itself.branches(request.row):
+                    self.follow(self._places[branch], partial(self._itself.ids, request, branch))
+        lengths = {place: self.length(place) for place in self._of([request.row for request in requests])}
+        try:
+            yield
+        finally:
+            for place, length in lengths.items():
+                self.rewind(place, length)
+
+    def _of(self, rows: Sequence[int]) -> list[int]:
+        return [self._places[branch] for row in rows for branch in self._itself.branches(row)]
 
     def follow(self, place: int, ids: Callable[[], list[int]]) -> None:
         """Hold what the target has committed since, or entries chosen anew."""
@@ -238,15 +268,16 @@ class _FewEntries:
         """Free these rows."""
         self._few.drop(rows)
 
+    def leave(self, rows: Sequence[int]) -> None:
+        """Free what is held for these rows of the target, which are done."""
+        self.drop(self._of(rows))
+
 
 class SparseSession:
     """The walk of a draft model over few entries, which follow the target's own cache."""
 
     def __init__(self, asked: SparseCache, itself: Itself) -> None:
-        rows = itself.rows()
-        self._itself = itself
-        self._few = _FewEntries(asked, itself, rows, MAX_NODES)
-        self._places = {row: place for place, row in enumerate(rows)}
+        self._few = FewEntries(asked, itself)
         self._walks: DraftModelSession = itself.drafting(lambda base, rows: self._few, asked.num_draft_tokens)
 
     @property
@@ -256,19 +287,8 @@ class SparseSession:
 
     def propose(self, requests: Sequence[Request]) -> list[Draft]:
         """Follow what was committed, draft, and forget what was drafted."""
-        places = self._branches([request.row for request in requests])
-        for request in requests:
-            if request.budget.nodes > 0:
-                for branch in self._itself.branches(request.row):
-                    self._few.follow(self._places[branch], partial(self._itself.ids, request, branch))
-        lengths = {place: self._few.length(place) for place in places}
-        drafts = self._walks.propose(requests)
-        for place, length in lengths.items():
-            self._few.rewind(place, length)
-        return drafts
-
-    def _branches(self, rows: Sequence[int]) -> list[int]:
-        return [self._places[branch] for row in rows for branch in self._itself.branches(row)]
+        with self._few.current(requests):
+            return self._walks.propose(requests)
 
     def observe(self, row: int, observation: Observation) -> None:
         """Nothing to roll back: the exact entries are copied before the next draft."""
@@ -278,4 +298,4 @@ class SparseSession:
 
     def end(self, rows: Sequence[int]) -> None:
         """Free these rows."""
-        self._few.drop(self._branches(rows))
+        self._few.leave(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,18 +30,28 @@ class Coupled:
 
     def verify(self, draft: Draft, p: Law, noise: Noise, standing: Standing) -> Verdict:
         """Walk down the tree along the target's own symbols."""
-        depth = (0, *depths(draft.parents))
-        x = noise.symbols(p, [standing.start + d for d in depth]).tolist()
+        emitted = _emitted(draft, p, noise, standing.start)
+        x, path, node = emitted(-1, 0), list[int](), -1
         if not len(draft):
-            return Verdict(path=(), tokens=(x[0],))
+            return Verdict(path=(), tokens=(x,))
         drafted, below = draft.ids, children(draft.parents)
-        path: list[int] = []
-        node = -1
         while True:
-            matching = (c for c in below.get(node, ()) if drafted[c] == x[node + 1])
+            matching = (c for c in below.get(node, ()) if drafted[c] == x)
             step = next(matching, None)
             if step is None:
                 break
             path.append(step)
-            node = step
-        return Verdict(path=tuple(path), tokens=(*(drafted[n] for n in path), x[node + 1]))
+            node, x = step, emitted(step, len(path))
+        return Verdict(path=tuple(path), tokens=(*(drafted[n] for n in path), x))
+
+
+def _emitted(draft: Draft, p: Law, noise: Noise, start: int) -> Callable[[int, int], int]:
+    """What the target emits behind a node of a depth.
+
+    The walk down a tree comes by few of its nodes, so there it is asked node by node. A chain is worked out
+    at once, and so is all on an accelerator, where each answer has to be waited for.
+    """
+    if p.scores.device.type == "cpu" and not draft.is_chain:
+        return lambda node, depth: int(noise.symbols(p.at(node + 1), [start + depth]))
+    x = noise.symbols(p, [start + depth for depth in (0, *depths(draft.parents))]).tolist()
+    return lambda node, depth: int(x[node + 1])

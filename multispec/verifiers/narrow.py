@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -21,35 +22,61 @@ class Narrow:
     """
 
     first: int
-    probs: Float[Tensor, "n V"]
+    width: int
+    law: Law
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "n V"]:
+        """p at all places."""
+        return self._of(self.law)
+
+    def at(self, place: int) -> Float[Tensor, "1 V"]:
+        """p at one place: a walk down a tree comes by few of its nodes, and pays for those."""
+        if "probs" in vars(self) or "probs" in vars(self.law):
+            return self.probs[place : place + 1]
+        return self._of(self.law.at(place))
+
+    def _of(self, law: Law) -> Float[Tensor, "n V"]:
+        if law.greedy or "probs" in vars(law):
+            return self._columns(law.probs)
+        return self._columns(law.scores).to(torch.float64).softmax(-1)
+
+    def _columns(self, rows: Tensor) -> Tensor:
+        return rows[:, self.first : self.first + self.width]
 
     def columns(self, draft: Draft, nodes: Sequence[int]) -> Int[Tensor, " n"]:
         """The columns of drafted symbols."""
-        return torch.tensor([draft.ids[node] - self.first for node in nodes], device=self.probs.device)
+        return torch.tensor([draft.ids[node] - self.first for node in nodes], device=self.law.scores.device)
 
     def drawn(self, draft: Draft, nodes: Sequence[int]) -> Float[Tensor, "n V"]:
         """The law q that each node was drawn from; a point mass is q = 1."""
         if draft.q is None or draft.kind == "point":
-            flat = self.probs.new_zeros(len(nodes), self.probs.shape[-1])
+            flat = self.law.scores.new_zeros(len(nodes), self.width, dtype=torch.float64)
             return flat.scatter_(-1, self.columns(draft, nodes)[:, None], 1.0) if len(nodes) else flat
-        q = draft.q[nodes.start : nodes.stop] if isinstance(nodes, range) else draft.q[list(nodes)]
-        q = q.to(self.probs)
+        beside = isinstance(nodes, range) or len(nodes) == 1
+        q = draft.q[nodes[0] : nodes[0] + len(nodes)] if beside and nodes else draft.q[list(nodes)]
+        q = q.to(self.law.scores.device, torch.float64)
         # Over all symbols: what was drawn outside the columns is no mass inside them.
         total = q.sum(-1, keepdim=True)
-        return q[:, self.first : self.first + self.probs.shape[-1]] / total
+        return self._columns(q) / total
 
 
 def narrowed(draft: Draft, p: Law, cover: range | None = None) -> Narrow:
     """p at the columns from the first to the last symbol that some place, the draft or ``cover`` knows of."""
     scores = p.scores
-    known = (scores > -torch.inf).any(0).nonzero()[:, 0]
-    if not len(known):  # nothing can be drawn, which the row says
-        known = torch.tensor([0, scores.shape[-1] - 1])
-    ends = [*known[[0, -1]].tolist(), *draft.ids, *(cover[:: max(len(cover) - 1, 1)] if cover else ())]
+    ends = [*_known(scores), *draft.ids, *(cover[:: max(len(cover) - 1, 1)] if cover else ())]
     first, last = min(ends), max(ends)
-    if p.greedy or "probs" in vars(p):
-        return Narrow(first, p.probs[:, first : last + 1])
-    return Narrow(first, scores[:, first : last + 1].to(torch.float64).softmax(-1))
+    return Narrow(first, last + 1 - first, p)
+
+
+def _known(scores: Tensor) -> list[int]:
+    """The first and the last symbol that some place leaves; all of them where nothing can be drawn."""
+    whole = [0, scores.shape[-1] - 1]
+    # Where nothing was cut off, the ends tell by themselves.
+    if all(float(scores[:, end].amax()) > -torch.inf for end in whole):
+        return whole
+    known = (scores > -torch.inf).any(0).nonzero()[:, 0]
+    return known[[0, -1]].tolist() if len(known) else whole
 
 
 def without(q: Float[Tensor, "1 V"], x: Int[Tensor, " 1"]) -> Float[Tensor, "1 V"]:

@@ -89,7 +89,7 @@ def _chain(draft: Draft, p: Narrow, noise: Noise, start: int) -> tuple[tuple[int
 def _tree(draft: Draft, p: Narrow, noise: Noise, start: int) -> tuple[tuple[int, ...], Tensor]:
     below, path, node = children(draft.parents), list[int](), -1
     while True:
-        siblings, left = below.get(node, ()), p.probs[node + 1 : node + 2]
+        siblings, left = below.get(node, ()), p.at(node + 1)
         accepted, left = _among(draft, p, siblings, left, noise, start + len(path), start)
         if accepted is None:
             return tuple(path), left
@@ -107,19 +107,46 @@ def _among(
     start: int,
 ) -> tuple[int | None, Tensor]:
     """The child that is accepted, if any, and the law p' that is left when none is."""
+    if draft.kind == "point":
+        return _given(draft, narrow, siblings, p, noise, position, start)
     q = narrow.drawn(draft, siblings[:1])
     for order, child in enumerate(siblings):
-        x = narrow.columns(draft, (child,))
-        if draft.kind == "point":
-            q = narrow.drawn(draft, (child,))
+        x = draft.ids[child] - narrow.first
         # A test of its own per sibling: the key tells them apart at one position.
         key = start * 4096 + order
-        if bool(noise.accepts(p[0, x], q[0, x], [position], key)):
+        if bool(noise.accepts(p[0, x : x + 1], q[0, x : x + 1], [position], key)):
             return child, p
         p = residual(p, q)
         if draft.kind == "without_replacement":
-            q = without(q, x)
+            q = without(q, narrow.columns(draft, (child,)))
     return None, p
+
+
+def _given(
+    draft: Draft,
+    narrow: Narrow,
+    siblings: tuple[int, ...],
+    p: Tensor,
+    noise: Noise,
+    position: int,
+    start: int,
+) -> tuple[int | None, Tensor]:
+    """The same for point masses: x passes with p(x), else it is taken out of p."""
+    one = torch.ones(1, dtype=p.dtype, device=p.device)
+    for order, child in enumerate(siblings):
+        x = draft.ids[child] - narrow.first
+        if bool(noise.accepts(p[0, x : x + 1], one, [position], start * 4096 + order)):
+            return child, p
+        p = _taken_out(p, x)
+    return None, p
+
+
+def _taken_out(p: Float[Tensor, "1 V"], x: int) -> Float[Tensor, "1 V"]:
+    """The ``residual`` of a point mass at x."""
+    rest = p.clone()
+    rest[0, x] = 0.0
+    total = rest.sum(-1, keepdim=True)
+    return rest.div_(total) if float(total) > 0 else p
 
 
 def residual(p: Float[Tensor, "n V"], q: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:

@@ -54,7 +54,7 @@ def walk(
     below, start = children(draft.parents), standing.start
     path, node = list[int](), -1
     while True:
-        siblings, left = below.get(node, ()), p.probs[node + 1 : node + 2]
+        siblings, left = below.get(node, ()), p.at(node + 1)
         if not siblings:
             break
         q, x = p.drawn(draft, siblings[:1]), p.columns(draft, siblings)
