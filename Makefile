@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench bench-text bench-image bench-speech clean help setup
+.PHONY: demo test check bench bench-text bench-image bench-speech bench-ways clean help setup
 
 demo: setup ## generate with the embedded models, plain and speculative side by side
 	.venv/bin/multispec demo $(ARGS)
@@ -12,7 +12,7 @@ check: setup ## run every gate: format, lint, types, import contract
 	scripts/check
 
 # Benchmarks of pictures and speech need embedded models, which a checkout has once they are trained.
-bench: bench-text $(foreach kind,image speech,$(if $(wildcard assets/$(kind)/target/config.json),bench-$(kind))) ## run the benchmarks; ARGS="--runs 5" goes to all
+bench: bench-text $(foreach kind,image speech,$(if $(wildcard assets/$(kind)/target/config.json),bench-$(kind))) bench-ways ## run the benchmarks; ARGS="--runs 5" goes to all
 
 bench-text: setup
 	.venv/bin/python recipes/benchmark_text.py $(ARGS)
@@ -22,6 +22,10 @@ bench-image: setup
 
 bench-speech: setup
 	.venv/bin/python recipes/benchmark_speech.py $(ARGS)
+
+# Plain, automatic and fixed ways beside the peers; what fell since the run that was kept is told.
+bench-ways: setup
+	.venv/bin/multispec bench --baseline docs/bench/baseline.json $(ARGS)
 
 setup: ## make .venv with the tested versions, if it is not up to date
 	@scripts/setup
