@@ -33,7 +33,7 @@ def untimed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(report.Clock, "lap", lambda clock, widest: report.NO_PACE)
         kept_costs = import_module("multispec.policies.kept_costs")
         monkeypatch.setattr(kept_costs.KeptCosts, "__call__", lambda costs, prompt: None)
-        # Fixtures of a module or a session run before this one, with a clock: what they learned is not for here.
+        # Fixtures of a module or a session run before this one, with a clock: what they learned is not used.
         experience = import_module("multispec.experience")
         monkeypatch.setattr(experience.Experience, "recalled", lambda known, settings, together: settings)
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define LANES 8
+#define STRIP 16
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4)));
 #define INLINE static inline __attribute__((always_inline))
@@ -57,6 +58,20 @@ INLINE lanes weights(const char *row, int64_t k, int half) {
   return (lanes)(k % (2 * LANES) ? both & 0xffff0000u : both << 16);
 }
 
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+INLINE lanes chosen(whole where, lanes a, lanes b) { return (lanes)((where & (whole)a) | (~where & (whole)b)); }
+
+/* exp by 2^n times a polynomial of the rest (its Taylor series on half an octave): within two roundings. */
+INLINE lanes exponential(lanes x) {
+  x = chosen(x > 88.0f, (lanes){0} + 88.0f, x);
+  x = chosen(x < -87.0f, (lanes){0} - 87.0f, x);
+  lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* the nearest whole number */
+  lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  lanes y = 1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
+  whole bits = (__builtin_convertvector(n, whole) + 127) << 23;
+  return y * (lanes)bits;
+}
+
 INLINE float total(lanes x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7])); }
 
 /* Rows of a matrix times C columns: one accumulator for each, from the first entry to the last. They are
@@ -88,7 +103,6 @@ INLINE float total(lanes x) { return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + 
 #define COLUMNS_4(DO) COLUMNS_3(DO) DO(3)
 #define COLUMNS_5(DO) COLUMNS_4(DO) DO(4)
 #define COLUMNS_6(DO) COLUMNS_5(DO) DO(5)
-TWO_ROWS(times_1, COLUMNS_1)
 TWO_ROWS(times_2, COLUMNS_2)
 TWO_ROWS(times_3, COLUMNS_3)
 TWO_ROWS(times_4, COLUMNS_4)
@@ -114,44 +128,40 @@ INLINE float one_row(const char *row, int64_t width, int half, const float *x) {
   return total(sum);
 }
 
-/* Two rows times all columns, in blocks that fit into sixteen registers. */
-INLINE void two_rows(const char *rows, int64_t width, int half, const float *x, float *y, int64_t pitch, int n) {
+/* Some rows (a multiple of 4) times all columns, in blocks that fit into sixteen registers: few columns, and then
+   all rows, so that both stay in the nearest cache. */
+INLINE void strip(const char *rows, int count, int64_t width, int half, const float *x, float *y, int64_t pitch, int n) {
+  int64_t wide = width * (half ? 2 : 4);
   while (n > 0) {
     int now = n <= 6 ? n : n <= 8 ? 4 : n <= 10 ? 5 : 6;
-    switch (now) {
-      case 1: times_1(rows, width, half, x, y, pitch); break;
-      case 2: times_2(rows, width, half, x, y, pitch); break;
-      case 3: times_3(rows, width, half, x, y, pitch); break;
-      case 4: times_4(rows, width, half, x, y, pitch); break;
-      case 5: times_5(rows, width, half, x, y, pitch); break;
-      default: times_6(rows, width, half, x, y, pitch);
+    for (int r = 0; r < count; r += now == 1 ? 4 : 2) {
+      const char *at = rows + r * wide;
+      switch (now) {
+        case 1: four_rows(at, width, half, x, y + r); break;
+        case 2: times_2(at, width, half, x, y + r, pitch); break;
+        case 3: times_3(at, width, half, x, y + r, pitch); break;
+        case 4: times_4(at, width, half, x, y + r, pitch); break;
+        case 5: times_5(at, width, half, x, y + r, pitch); break;
+        default: times_6(at, width, half, x, y + r, pitch);
+      }
     }
     x += now * width, y += now * pitch, n -= now;
   }
 }
 
-INLINE void strip(const char *rows, int64_t width, int half, const float *x, float *y, int64_t pitch, int n) {
-  if (n == 1) {
-    four_rows(rows, width, half, x, y);
-    return;
-  }
-  two_rows(rows, width, half, x, y, pitch, n);
-  two_rows(rows + 2 * width * (half ? 2 : 4), width, half, x, y + 2, pitch, n);
-}
-
 /* y[c, o] = sum_k W[o, k] x[c, k] for n columns; y has `pitch` floats for a column. */
 static void product(const Matrix *m, const float *x, float *y, int64_t pitch, int n, int threads) {
-  int64_t whole = m->rows / 4, wide = m->width * (m->half ? 2 : 4);
+  int64_t whole = m->rows / STRIP, wide = m->width * (m->half ? 2 : 4);
   int many = m->rows * m->width * (int64_t)n > 200000 ? threads : 1; /* a team of threads has its price */
   const char *data = m->data;
 #pragma omp parallel for num_threads(many) schedule(static) if (many > 1)
   for (int64_t b = 0; b < whole; b++) {
     if (m->half)
-      strip(data + 4 * b * wide, m->width, 1, x, y + 4 * b, pitch, n);
+      strip(data + STRIP * b * wide, STRIP, m->width, 1, x, y + STRIP * b, pitch, n);
     else
-      strip(data + 4 * b * wide, m->width, 0, x, y + 4 * b, pitch, n);
+      strip(data + STRIP * b * wide, STRIP, m->width, 0, x, y + STRIP * b, pitch, n);
   }
-  for (int64_t o = 4 * whole; o < m->rows; o++)
+  for (int64_t o = STRIP * whole; o < m->rows; o++)
     for (int c = 0; c < n; c++) y[c * pitch + o] = one_row(data + o * wide, m->width, m->half, x + c * m->width);
 }
 
@@ -232,7 +242,10 @@ static void mix(const Model *m, const Columns *on, int n, const Cache *cache, in
 
 /* silu(gate) up, where both stand side by side. */
 static void activate(const float *gate, float *y, int64_t size) {
-  for (int64_t i = 0; i < size; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * gate[size + i];
+  for (int64_t i = 0; i < size; i += LANES) {
+    lanes g = *(const lanes *)(gate + i), up = *(const lanes *)(gate + size + i);
+    *(lanes *)(y + i) = g / (1.0f + exponential(-g)) * up;
+  }
 }
 
 /* Floats that `forward` needs beside its result. */
