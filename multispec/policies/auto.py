@@ -19,7 +19,7 @@ _VERIFIED, _DRAFTED = 0.02, 0.1
 _BELIEF = 0.7
 _BELIEF_WINDOW = 2.0
 # Rounds between two tries of what is not in use: at first, and at most.
-_SOON, _LATE, _LATEST = 16, 64, 256
+_SOON, _LATE, _LATEST = 16, 64, 2048
 # The share of the time that tries may lose.
 _TRYING_SHARE = 0.02
 _TRY, _TRY_WINDOW = 2, 4
@@ -83,6 +83,8 @@ class _State(NamedTuple):
     due: int = _SOON
     next_try: int = 0
     rates: tuple[float, ...] = ()
+    # Rounds that have to lie between two tries as costly as the last one.
+    pause: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +222,9 @@ class Auto:
         number = others[state.next_try % len(others)]
         length, rate = _best(state.arms[number], sizes[number], state.verify)
         first, *rest = tries = self._try(number, length, _TRY)
-        due = max(gap, self._pause(state, first, rate) * len(tries))
-        return state._replace(asked=first, tries=tuple(rest), gap=gap, due=due, next_try=state.next_try + 1)
+        pause, following = self._pause(state, first, rate) * len(tries), state.next_try + 1
+        state = state._replace(asked=first, tries=tuple(rest), next_try=following, pause=pause)
+        return state._replace(gap=gap, due=max(gap, pause))
 
     def _pause(self, state: _State, tried: Choice, rate: float) -> int:
         """Rounds in which what a round of trying loses is a small share of the time."""
@@ -242,12 +245,12 @@ class Auto:
 
 
 def _resumed(state: _State) -> _State:
-    """What another request ended with, a little doubted: this text may be another, so a try is due soon."""
+    """What another request ended with, a little doubted: a try is due soon, where it does not cost much."""
     arms = tuple(
         one._replace(acceptance=one.acceptance.doubted(_DOUBTED), draft=one.draft.doubted(_DOUBTED))
         for one in state.arms
     )
-    verify, due = state.verify.doubted(_DOUBTED), min(state.due, _SOON)
+    verify, due = state.verify.doubted(_DOUBTED), min(state.due, max(state.pause, _SOON))
     return state._replace(arms=arms, verify=verify, rates=(), gap=_SOON, due=due)
 
 
