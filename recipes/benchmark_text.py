@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import multispec as ms
+from multispec.bench.ours import Meter
 from multispec.drafters import DraftModel
 from multispec.generator import Generator
 from multispec.loading import assets
@@ -48,27 +49,6 @@ class Settings:
     long_tokens: int = 1600
     out: str = ".bench/text.json"
     memory: str = ""
-
-
-@dataclass
-class Meter:
-    """Seconds and calls inside forward passes."""
-
-    seconds: float = 0.0
-    calls: int = 0
-
-    def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - start
-                self.calls += 1
-
-        return timed
 
 
 @dataclass(frozen=True)

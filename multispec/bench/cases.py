@@ -7,6 +7,22 @@ from typing import Any, Protocol, runtime_checkable
 
 from multispec.sampling import Sampling
 
+PLAIN, AUTO = "multispec plain", "multispec auto"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a system of that name is multispec in some way.
+
+    >>> is_ours("multispec auto"), is_ours("transformers plain")
+    (True, False)
+    """
+    return name.startswith("multispec ")
+
+
+def is_fixed(name: str) -> bool:
+    """Whether it is ours by one method, rather than plainly or as "auto" decides."""
+    return is_ours(name) and name not in (PLAIN, AUTO)
+
 
 @dataclass(frozen=True)
 class Case:

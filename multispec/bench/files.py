@@ -10,10 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from multispec.bench.cases import AUTO, PLAIN
 from multispec.bench.ceilings import Ceilings
 from multispec.bench.decisions import Decisions
 from multispec.bench.goals import Goal, goals
-from multispec.bench.run import AUTO, PLAIN, Cell
+from multispec.bench.run import Cell
 from multispec.bench.synthetic import Synthetic
 
 Table = tuple[tuple[str, ...], list[list[str]]]

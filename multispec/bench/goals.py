@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from multispec.bench.run import AUTO, PLAIN, Cell
+from multispec.bench.cases import AUTO, PLAIN
+from multispec.bench.run import Cell
 
 
 @dataclass(frozen=True)

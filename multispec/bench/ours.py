@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformers import GenerationConfig
 
-from multispec.bench.cases import Case, Request, Run
+from multispec.bench.cases import AUTO, PLAIN, Case, Request, Run
 from multispec.errors import MultispecError, UsageError
 from multispec.generator import Generator
 
@@ -140,8 +140,8 @@ def our_systems(
 ) -> tuple[list[Ours], dict[str, str]]:
     """Plain, "auto" and the fixed methods; and why some of these cannot be made."""
     endless = stream == "text"
-    plain = Ours("multispec plain", generator, None, "off", endless, meter)
-    systems = [plain, Ours("multispec auto", generator, "auto", "auto", endless, meter)]
+    plain = Ours(PLAIN, generator, None, "off", endless, meter)
+    systems = [plain, Ours(AUTO, generator, "auto", "auto", endless, meter)]
     left_out = {}
     for method in methods or FIXED[stream]:
         try:

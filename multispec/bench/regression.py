@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multispec.bench.run import PLAIN, Cell
+from multispec.bench.cases import PLAIN, is_ours
+from multispec.bench.run import Cell
 from multispec.errors import UsageError
 
 
@@ -29,8 +30,8 @@ def ratios(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """What is kept of a run: our systems beside our plain decoding, and that beside the peers."""
     found: dict[str, dict[str, float]] = {}
     for cell in cells:
-        ours = [name for name in cell.names if name.startswith("multispec") and name != PLAIN]
-        peers = [name for name in cell.names if not name.startswith("multispec")]
+        ours = [name for name in cell.names if is_ours(name) and name != PLAIN]
+        peers = [name for name in cell.names if not is_ours(name)]
         found[cell.case.label] = {f"{name} / {PLAIN}": cell.ratio(name, PLAIN) for name in ours} | {
             f"{PLAIN} / {name}": cell.ratio(PLAIN, name) for name in peers
         }

@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from multispec.bench.cases import Case, Request, Run, System
+from multispec.bench.cases import PLAIN, Case, Request, Run, System, is_fixed, is_ours
 from multispec.bench.prompts import prompts
 from multispec.sampling import Sampling
 
-PLAIN, AUTO = "multispec plain", "multispec auto"
 _BEST = 2
 
 Turn = Mapping[str, Run]
@@ -62,7 +61,7 @@ class Cell:
     @property
     def fixed(self) -> list[str]:
         """Our fixed methods among them."""
-        return [name for name in self.names if name.startswith("multispec") and name not in (PLAIN, AUTO)]
+        return [name for name in self.names if is_fixed(name)]
 
     @property
     def best_fixed(self) -> str | None:
@@ -87,7 +86,7 @@ class Cell:
     @property
     def identical(self) -> bool:
         """Whether plain decoding, "auto" and our fixed methods said the same in every turn."""
-        ours = [name for name in self.names if name.startswith("multispec")]
+        ours = [name for name in self.names if is_ours(name)]
         return all(turn[name].tokens == turn[PLAIN].tokens for turn in self.turns for name in ours)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,6 +173,6 @@ def _try_out(
 
 def _chosen(usable: Sequence[System], cell: Cell) -> list[System]:
     """Everybody but the fixed methods that were not among the fastest."""
-    fixed = [one for one in usable if one.name.startswith("multispec") and one.name not in (PLAIN, AUTO)]
+    fixed = [one for one in usable if is_fixed(one.name)]
     best = sorted(fixed, key=lambda one: cell.tried[one.name])[:_BEST]
     return [one for one in usable if one not in fixed or one in best]

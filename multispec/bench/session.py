@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from multispec.bench.cases import Case, System
+from multispec.bench.cases import PLAIN, Case, System
 from multispec.bench.ceilings import ceilings
 from multispec.bench.decisions import decisions
 from multispec.bench.files import Results
@@ -17,13 +16,15 @@ from multispec.bench.machine import machine
 from multispec.bench.ours import Ours, metered, our_systems
 from multispec.bench.peers import image_systems, transformers_systems
 from multispec.bench.prompts import TEXT
-from multispec.bench.run import PLAIN, Requests, measure
+from multispec.bench.run import Requests, measure
 from multispec.bench.synthetic import synthetic
 from multispec.errors import MultispecError, UnknownNameError, UnsupportedError, UsageError
 from multispec.generator import Generator
 
 STREAMS = ("text", "image", "speech")
 PEERS = ("transformers", "llama.cpp")
+# What a look takes instead of the defaults below.
+QUICK: dict[str, Any] = {"temperatures": (0.0, 0.8), "batches": (1, 4), "runs": 1, "new_tokens": 64}
 _QUEUE = 16
 _ROOM = 64  # positions beside prompt and new symbols
 
@@ -178,12 +179,7 @@ def _queue(plan: Plan, ours: Sequence[Ours], results: Results, note: Note) -> No
         pairs = []
         for turn in range(plan.runs + 1):
             note(f"{_QUEUE} prompts queued and one by one: {together.name}, turn {turn} of {plan.runs}")
-            pairs.append(_paced(single, requests, turn) / _paced(together, requests, turn))
+            request = requests.turn(turn)
+            pairs.append(single.run(request).seconds / together.run(request).seconds)
         what = "plain" if together.name == PLAIN else "draft model"
         results.queued[f"{_QUEUE} prompts queued / one by one, {what}"] = statistics.median(pairs[1:])
-
-
-def _paced(system: Ours, requests: Requests, turn: int) -> float:
-    start = time.perf_counter()
-    system.run(requests.turn(turn))
-    return time.perf_counter() - start

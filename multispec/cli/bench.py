@@ -26,8 +26,12 @@ def bench(
     category: Annotated[
         list[str] | None, typer.Option(help="A category of text prompts; may be repeated. All unless named.")
     ] = None,
-    temperatures: Annotated[str, typer.Option(help="Separated by commas; 0 is greedy.")] = "0,0.8,1.0",
-    batches: Annotated[str, typer.Option(help="How many prompts together, separated by commas.")] = "1,4,16",
+    temperatures: Annotated[
+        str | None, typer.Option(help="Separated by commas, 0 is greedy; 0,0.8,1 unless named.")
+    ] = None,
+    batches: Annotated[
+        str | None, typer.Option(help="How many prompts together, separated by commas; 1,4,16 unless named.")
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(help="A fixed drafter of `multispec methods` to try; may be repeated."),
@@ -39,12 +43,13 @@ def bench(
         str,
         typer.Option(help="Instead: the engine at these acceptances, as 0.5,0.7,0.9, without a draft model."),
     ] = "",
-    runs: Annotated[int, typer.Option(help="Turns of each case.")] = 3,
-    new_tokens: Annotated[int, typer.Option(help="Symbols of a text.")] = 128,
+    runs: Annotated[int | None, typer.Option(help="Turns of each case; 3 unless named.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Symbols of a text; 128 unless named.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of every system; 0: as many as torch takes.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One turn, greedy and 0.8, 1 and 4 prompts, 64 symbols of text.")
+        bool,
+        typer.Option("--quick", help="Unless named: 1 turn, greedy and 0.8, 1 and 4 prompts, 64 symbols."),
     ] = False,
     out: Annotated[Path, typer.Option(help="The folder for bench.json, bench.md and bench.png.")] = _OUT,
     baseline: Annotated[
@@ -64,8 +69,9 @@ def bench(
             streams or [],
             category or [],
             method or [],
-            (temperatures, batches, peers, synthetic),
-            (runs, new_tokens, quick),
+            (peers, synthetic),
+            {"temperatures": temperatures, "batches": batches, "runs": runs, "new_tokens": new_tokens},
+            quick,
         )
         before = regression.load(baseline) if baseline is not None else {}
         results = _run(plan, (model, draft, dtype_of(dtype)), threads)
@@ -86,23 +92,24 @@ def _plan(
     streams: list[str],
     categories: list[str],
     methods: list[str],
-    lists: tuple[str, str, str, str],
-    sizes: tuple[int, int, bool],
+    lists: tuple[str, str],
+    sizes: dict[str, Any],
+    quick: bool,
 ) -> Any:
-    from multispec.bench.session import STREAMS, Plan
+    from multispec.bench.session import QUICK, STREAMS, Plan
 
-    temperatures, batches, peers, alphas = lists
-    runs, new_tokens, quick = sizes
+    peers, alphas = lists
+    named = {name: given for name, given in sizes.items() if given is not None}
+    for name in ("temperatures", "batches"):
+        if name in named:
+            named[name] = _numbers(f"--{name}", named[name], float if name == "temperatures" else int)
     return Plan(
         streams=tuple(streams) or STREAMS,
         categories=tuple(categories),
         methods=tuple(methods),
-        temperatures=(0.0, 0.8) if quick else _numbers("--temperatures", temperatures),
-        batches=(1, 4) if quick else tuple(int(n) for n in _numbers("--batches", batches)),
         peers=() if peers == "none" else tuple(_parts(peers)),
-        alphas=_numbers("--synthetic", alphas),
-        runs=1 if quick else runs,
-        new_tokens=min(new_tokens, 64) if quick else new_tokens,
+        alphas=_numbers("--synthetic", alphas, float),
+        **(QUICK if quick else {}) | named,
     )
 
 
@@ -110,7 +117,7 @@ def _parts(text: str) -> list[str]:
     return [one.strip() for one in text.split(",") if one.strip()]
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str, kind: type[float] | type[int]) -> tuple[float, ...]:
     """The numbers of an option.
 
     Raises:
@@ -119,7 +126,7 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     from multispec.errors import UsageError
 
     try:
-        return tuple(float(one) for one in _parts(text))
+        return tuple(kind(one) for one in _parts(text))
     except ValueError as error:
         raise UsageError(f"{option} takes numbers separated by commas: got {text!r} ({error}).") from error
 

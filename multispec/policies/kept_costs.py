@@ -127,7 +127,7 @@ def _key(target: Target, name: str) -> str:
     spec = target.spec
     return json.dumps(
         {
-            "model": [name, type(target).__name__, target.capabilities.way],
+            "model": [name, type(target).__name__, target.capabilities.way, target.capabilities.weights],
             "shape": [spec.vocab_size, target.context_length],
             "device": _device(target.device),
             "threads": torch.get_num_threads(),

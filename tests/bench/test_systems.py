@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
 import multispec as ms
@@ -17,8 +17,9 @@ from multispec.bench.llama_cpp import llama_cpp_systems
 from multispec.bench.ours import metered, our_systems
 from multispec.bench.peers import transformers_systems
 from multispec.bench.run import Requests
+from multispec.bench.session import Plan
 from multispec.bench.synthetic import Known, ideal, synthetic
-from multispec.cli import app
+from multispec.cli import app, bench
 from multispec.errors import UnsupportedError, UsageError
 from multispec.generator import Generator
 from multispec.sampling import Sampling
@@ -133,7 +134,6 @@ def test_llama_cpp_says_what_transformers_says(generator: Generator, folders: tu
     expected = plain.run(GREEDY.turn(0)).tokens
     assert [one.run(GREEDY.turn(0)).tokens for one in systems] == [expected, expected]
     assert all(one.refuses(Case("text", 0.0, 4)) for one in systems)
-    assert isinstance(LlamaForCausalLM.from_pretrained(folders[0]), LlamaForCausalLM)
 
 
 def test_the_command_measures_and_keeps(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -160,6 +160,15 @@ def test_the_command_measures_and_keeps(folders: tuple[Path, Path], tmp_path: Pa
     assert again.exit_code == 1 and json.loads(again.stdout)["fallen"]
 
 
+def test_a_quick_look_takes_what_is_named() -> None:
+    """Its own numbers stand in for the defaults, not for what was asked."""
+    named = {"temperatures": "1", "batches": None, "runs": None, "new_tokens": 200}
+    plan = bench._plan(["text"], [], [], ("none", ""), named, True)
+    assert (plan.temperatures, plan.batches, plan.runs, plan.new_tokens) == ((1.0,), (1, 4), 1, 200)
+    plan = bench._plan([], [], [], ("llama.cpp", "0.5"), dict.fromkeys(named), False)
+    assert plan == Plan(peers=("llama.cpp",), alphas=(0.5,))
+
+
 def test_the_command_measures_the_engine_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """At any acceptance, with a table to read."""
     words = ["bench", "text", "--model", str(folders[0]), "--synthetic", "0.5,1", "--new-tokens", "8"]
@@ -174,6 +183,7 @@ def test_the_command_measures_the_engine_alone(folders: tuple[Path, Path], tmp_p
     [
         ["smell"],
         ["text", "--batches", "one"],
+        ["text", "--batches", "1.5"],
         ["text", "image", "--model", "somewhere"],
         ["text", "--category", "poem"],
         ["text", "--baseline", "nowhere.json"],
